@@ -1,0 +1,182 @@
+"""The one writer of ``.tflite`` files: a `Graph` to bytes, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from firmware_ref import schema
+from firmware_ref.graph import Graph, Operator, Quantization, Tensor
+
+# TFLM wants constant data at multiples of 16 bytes.
+DATA_ALIGNMENT_BYTES = 16
+
+
+def write(graph: Graph) -> bytes:
+    """The flatbuffer of ``graph``; `firmware_ref.graph.parse` reads it back."""
+    builder = flatbuffers.Builder(2**18)
+    data = [b"", *(_bytes(t.data) for t in graph.tensors if t.data is not None)]
+    metadata_first = len(data)
+    data += [graph.metadata[name] for name in sorted(graph.metadata)]
+    buffers = _vector(builder, [_buffer(builder, content) for content in data])
+    metadata = [
+        _table(builder, [builder.CreateString(name), _Scalar(index, "I")])
+        for index, name in enumerate(sorted(graph.metadata), metadata_first)
+    ]
+    codes = sorted({(operator.kind, operator.version) for operator in graph.operators})
+    model = _table(
+        builder,
+        [
+            _Scalar(schema.VERSION, "I"),
+            _vector(builder, [_operator_code(builder, *code) for code in codes]),
+            _vector(builder, [_subgraph(builder, graph, codes)]),
+            builder.CreateString(graph.description),
+            buffers,
+            None,
+            _vector(builder, metadata),
+        ],
+    )
+    builder.Finish(model, file_identifier=schema.IDENTIFIER)
+    return bytes(builder.Output())
+
+
+class _Scalar:
+    """A number stored in its table, by its struct format."""
+
+    def __init__(self, value: float, form: str) -> None:
+        self.value, self.form = value, form
+
+
+def _table(builder: flatbuffers.Builder, fields: Sequence[_Scalar | int | None]) -> int:
+    """A table from its slots in order: a scalar, the offset of something written, or absent."""
+    slots: Mapping[str, Callable[..., None]] = {
+        "b": builder.PrependInt8Slot,
+        "B": builder.PrependUint8Slot,
+        "?": builder.PrependBoolSlot,
+        "i": builder.PrependInt32Slot,
+        "I": builder.PrependUint32Slot,
+        "f": builder.PrependFloat32Slot,
+    }
+    builder.StartObject(len(fields))
+    for slot, item in enumerate(fields):
+        if isinstance(item, _Scalar):
+            # A default no value equals: everything given is stored.
+            slots[item.form](slot, item.value, None)
+        elif item is not None:
+            builder.PrependUOffsetTRelativeSlot(slot, item, 0)
+    return int(builder.EndObject())
+
+
+def _vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    return int(builder.EndVector())
+
+
+def _numbers(builder: flatbuffers.Builder, values: Sequence[float], dtype: str) -> int:
+    return int(builder.CreateNumpyVector(np.array(values, dtype)))
+
+
+def _buffer(builder: flatbuffers.Builder, content: bytes) -> int:
+    if not content:
+        return _table(builder, [])
+    builder.StartVector(1, len(content), DATA_ALIGNMENT_BYTES)
+    builder.head = builder.head - len(content)
+    builder.Bytes[builder.head : builder.head + len(content)] = content
+    return _table(builder, [int(builder.EndVector())])
+
+
+def _bytes(data: np.ndarray) -> bytes:
+    return np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes()
+
+
+def _operator_code(builder: flatbuffers.Builder, kind: str, version: int) -> int:
+    code = schema.BUILTIN_OPERATORS.index(kind)
+    old = min(code, schema.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    return _table(builder, [_Scalar(old, "b"), None, _Scalar(version, "i"), _Scalar(code, "i")])
+
+
+def _subgraph(builder: flatbuffers.Builder, graph: Graph, codes: Sequence[tuple[str, int]]) -> int:
+    tensors, buffer = [], 0
+    for tensor in graph.tensors:
+        buffer += tensor.data is not None
+        tensors.append(_tensor(builder, tensor, buffer if tensor.data is not None else 0))
+    operators = [_operator(builder, operator, codes) for operator in graph.operators]
+    fields = [
+        _vector(builder, tensors),
+        _numbers(builder, graph.inputs, "<i4"),
+        _numbers(builder, graph.outputs, "<i4"),
+        _vector(builder, operators),
+        builder.CreateString("main"),
+    ]
+    return _table(builder, fields)
+
+
+def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
+    types = {name: code for code, name in schema.TENSOR_TYPES.items()}
+    return _table(
+        builder,
+        [
+            _numbers(builder, tensor.shape, "<i4"),
+            _Scalar(types[tensor.dtype], "b"),
+            _Scalar(buffer, "I"),
+            builder.CreateString(tensor.name),
+            _quantization(builder, tensor.quantization),
+        ],
+    )
+
+
+def _quantization(builder: flatbuffers.Builder, quantization: Quantization | None) -> int | None:
+    if quantization is None:
+        return None
+    return _table(
+        builder,
+        [
+            None,
+            None,
+            _numbers(builder, quantization.scale, "<f4"),
+            _numbers(builder, quantization.zero_point, "<i8"),
+            None,
+            None,
+            _Scalar(quantization.axis, "i"),
+        ],
+    )
+
+
+def _operator(
+    builder: flatbuffers.Builder, operator: Operator, codes: Sequence[tuple[str, int]]
+) -> int:
+    layout = schema.OPTIONS.get(operator.kind)
+    union, options = None, None
+    if layout is not None:
+        fields: list[_Scalar | int | None] = [None] * (
+            1 + max(option.slot for option in layout.fields.values())
+        )
+        for name, option in layout.fields.items():
+            if name in operator.options:
+                fields[option.slot] = _option(builder, option.type, operator.options[name])
+        union, options = _Scalar(layout.union, "B"), _table(builder, fields)
+    return _table(
+        builder,
+        [
+            _Scalar(codes.index((operator.kind, operator.version)), "I"),
+            _numbers(builder, operator.inputs, "<i4"),
+            _numbers(builder, operator.outputs, "<i4"),
+            union,
+            options,
+        ],
+    )
+
+
+def _option(builder: flatbuffers.Builder, kind: str, value: Any) -> _Scalar | int:
+    if kind == "ints":
+        return _numbers(builder, value, "<i4")
+    if kind == "padding":
+        return _Scalar(schema.PADDINGS.index(value), "b")
+    if kind == "activation":
+        return _Scalar(schema.ACTIVATIONS.index(value), "b")
+    return _Scalar(value, {"int": "i", "bool": "?", "float": "f"}[kind])

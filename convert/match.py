@@ -1,0 +1,177 @@
+"""Proof that an exported float graph computes the device graph, operator by operator.
+
+A converter may reorder operators, rename tensors, wrap parts in transposes and write a depthwise
+convolution as a grouped one. What it may not do is compute something else. Each of its operators
+is matched with one of the plan: same kind, same operands, same attributes, same constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from firmware_ref.graph import Graph, Operator
+from firmware_ref.scheme import WEIGHT_AXIS
+
+IDENTITY = (0, 1, 2, 3)
+COMMUTATIVE = frozenset({"ADD", "MUL"})
+# Options whose absence and default mean the same are compared by value where both sides say one.
+IGNORED_OPTIONS = frozenset({"depth_multiplier", "new_shape"})
+
+
+class MismatchError(Exception):
+    """The exported graph is not the plan; the message names the first operator that differs."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """An exported tensor: which plan tensor it holds, and in which order of axes."""
+
+    plan: int
+    order: tuple[int, ...]
+
+
+def match(exported: Graph, plan: Graph, constants: Mapping[str, np.ndarray]) -> dict[int, int]:
+    """Plan tensor of every exported activation, by index.
+
+    ``constants`` are the plan's float constants by name, in the graph's layout; exported ones
+    must equal them to the bit. Raises `MismatchError` unless every operator of the plan is met
+    exactly once and the outputs correspond.
+    """
+    matcher = _Matcher(exported, plan, constants)
+    for operator in exported.operators:
+        matcher.step(operator)
+    return matcher.finish()
+
+
+class _Matcher:
+    def __init__(self, exported: Graph, plan: Graph, constants: Mapping[str, np.ndarray]) -> None:
+        self.exported, self.plan, self.constants = exported, plan, constants
+        self.open = dict(enumerate(plan.operators))
+        self.values: dict[int, _Value] = {}
+        for theirs, ours in zip(exported.inputs, plan.inputs, strict=True):
+            self._bind(theirs, _Value(ours, IDENTITY), "the input")
+
+    def step(self, operator: Operator) -> None:
+        """Match one exported operator."""
+        name = f"{operator.kind} {self.exported.name(operator)!r}"
+        if operator.kind == "TRANSPOSE":
+            source, table = operator.inputs
+            value, axes = self.values[source], self._data(table)
+            order = tuple(value.order[int(a)] for a in axes)
+            self._bind(operator.outputs[0], _Value(value.plan, order), name)
+            return
+        found = [n for n, ours in self.open.items() if self._same(operator, ours)]
+        if not found:
+            raise MismatchError(f"{name} is no operator of the device graph, or differs from it")
+        ours = self.open.pop(found[0])
+        order = self._order(operator) if len(self._shape(operator)) == 4 else (0, 1)
+        self._bind(operator.outputs[0], _Value(ours.outputs[0], order), name)
+
+    def finish(self) -> dict[int, int]:
+        """Check that nothing is left over."""
+        if self.open:
+            missing = self.plan.name(next(iter(self.open.values())))
+            raise MismatchError(f"the exported graph lacks {missing!r}")
+        outputs = tuple(self.values[i].plan for i in self.exported.outputs)
+        if outputs != self.plan.outputs:
+            raise MismatchError("the exported graph returns another tensor")
+        return {theirs: value.plan for theirs, value in self.values.items()}
+
+    def _bind(self, index: int, value: _Value, name: str) -> None:
+        wanted = tuple(self.plan.tensors[value.plan].shape[a] for a in value.order)
+        if self.exported.tensors[index].shape != wanted:
+            raise MismatchError(
+                f"{name} has shape {self.exported.tensors[index].shape}, the plan {wanted}"
+            )
+        self.values[index] = value
+
+    def _same(self, theirs: Operator, ours: Operator) -> bool:
+        """Same kind, operands, attributes and constants."""
+        if self._kind(theirs) != ours.kind or not self._same_options(theirs, ours):
+            return False
+        if ours.kind in ("MEAN", "RESHAPE"):
+            return self._operand(theirs.inputs[0], ours.inputs[0]) and (
+                ours.kind == "RESHAPE" or self._same_axes(theirs, ours)
+            )
+        pairs = [list(zip(theirs.inputs, ours.inputs, strict=False))]
+        if len(theirs.inputs) != len(ours.inputs):
+            return False
+        if ours.kind in COMMUTATIVE:
+            pairs.append(list(zip(theirs.inputs, reversed(ours.inputs), strict=True)))
+        return any(all(self._operand(a, b, theirs) for a, b in option) for option in pairs)
+
+    def _kind(self, operator: Operator) -> str:
+        """A convolution with one input channel a group is depthwise, however it is written."""
+        if operator.kind != "CONV_2D":
+            return operator.kind
+        x, weight = (self.exported.tensors[i].shape for i in operator.inputs[:2])
+        return "DEPTHWISE_CONV_2D" if weight[3] == 1 < x[3] and weight[0] == x[3] else "CONV_2D"
+
+    def _same_options(self, theirs: Operator, ours: Operator) -> bool:
+        return all(
+            theirs.options[name] == value
+            for name, value in ours.options.items()
+            if name in theirs.options and name not in IGNORED_OPTIONS
+        )
+
+    def _same_axes(self, theirs: Operator, ours: Operator) -> bool:
+        order = self.values[theirs.inputs[0]].order
+        axes = {order[int(a)] for a in self._data(theirs.inputs[1])}
+        wanted = self.plan.tensors[ours.inputs[1]].data
+        assert wanted is not None
+        return axes == {int(a) for a in wanted}
+
+    def _operand(self, theirs: int, ours: int, operator: Operator | None = None) -> bool:
+        """The same activation, or a constant of the same value."""
+        if theirs in self.values:
+            return self.values[theirs].plan == ours
+        wanted = self._constant(ours)
+        if wanted is None or operator is None:
+            return False
+        data = self._data(theirs)
+        if operator.kind in WEIGHT_AXIS:
+            if data.ndim == 4 and wanted.shape[0] == 1 < data.shape[0]:
+                data = data.transpose(3, 1, 2, 0)  # a grouped convolution's to depthwise
+            return np.array_equal(data, wanted)
+        # Element-wise constants may come repeated to the size of the result.
+        wanted = wanted.transpose(self._order(operator))
+        sizes = zip(wanted.shape, data.shape, strict=False)
+        fits = data.ndim == wanted.ndim and all(w in (1, d) for w, d in sizes)
+        return fits and np.array_equal(data, np.broadcast_to(wanted, data.shape))
+
+    def _constant(self, index: int) -> np.ndarray | None:
+        """Float value of a plan constant."""
+        tensor = self.plan.tensors[index]
+        if tensor.data is None:
+            return self.constants.get(tensor.name)
+        if tensor.quantization is None:
+            return tensor.data
+        steps = tensor.data.astype(np.float32)
+        return np.asarray(np.float32(tensor.quantization.scale[0]) * steps)
+
+    def _order(self, operator: Operator) -> tuple[int, ...]:
+        """Order of axes of an operator's result: that of its activations, which must agree."""
+        orders = {self.values[i].order for i in operator.inputs if i in self.values}
+        if len(orders) != 1:
+            raise MismatchError(
+                f"{operator.kind} {self.exported.name(operator)!r} mixes orders of axes"
+            )
+        order = orders.pop()
+        positional = self._kind(operator) in ("CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D")
+        if positional and order != IDENTITY:
+            raise MismatchError(f"{operator.kind} {self.exported.name(operator)!r} is transposed")
+        return order
+
+    def _shape(self, operator: Operator) -> tuple[int, ...]:
+        return self.exported.tensors[operator.outputs[0]].shape
+
+    def _data(self, index: int) -> np.ndarray:
+        data = self.exported.tensors[index].data
+        if data is None:
+            raise MismatchError(
+                f"{self.exported.tensors[index].name!r} should be a constant, and is computed"
+            )
+        return data

@@ -1,0 +1,77 @@
+"""The conversion, stage by stage: checkpoint to ONNX to float flatbuffer to INT8 flatbuffer."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgets.count import Count, count_graph
+from budgets.limits import check, enforce_network, load_limits
+from convert.flatbuffer import write
+from convert.float_flatbuffer import convert_float
+from convert.match import MismatchError, match
+from convert.onnx_export import export_onnx
+from convert.quantize import quantize_graph
+from firmware_ref import graph as graphs
+from firmware_ref.errors import InputError
+from firmware_ref.graph import METADATA_NAME, Graph
+from train import qat_checkpoint
+from train.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What a conversion gives: the model's bytes, read back as a graph, and where it came from."""
+
+    model: bytes
+    graph: Graph
+    count: Count
+    checkpoint: Checkpoint
+
+
+def convert(
+    checkpoint_file: str | Path, say: Callable[[str], None], limits_file: str | None = None
+) -> Conversion:
+    """Convert a QAT checkpoint; ``say`` is told each stage before it begins.
+
+    ``limits_file`` replaces the shipped limits. Raises `InputError` for a checkpoint that is
+    unreadable or over a limit, before anything is written.
+    """
+    say("read the checkpoint")
+    saved, device = qat_checkpoint.load(checkpoint_file)
+    metadata = {METADATA_NAME: _metadata(saved)}
+    limits = load_limits(limits_file)
+    enforce_network(saved.network, limits)
+    constants = device.float_constants()
+    with tempfile.TemporaryDirectory(prefix="tinyscene-") as name:
+        folder = Path(name)
+        onnx_file = folder / "model.onnx"
+        say("PyTorch to ONNX")
+        export_onnx(device, onnx_file)
+        say("ONNX to a float flatbuffer (onnx2tf)")
+        exported = graphs.read(convert_float(onnx_file, folder))
+        say("match every operator and constant with the device graph")
+        try:
+            match(exported, device.graph, constants)
+        except MismatchError as error:
+            raise InputError(
+                f"the graph that onnx2tf wrote is not the network's: {error}; "
+                "use the pinned versions (pip install 'tinyscene[convert]')"
+            ) from None
+    say("write INT8 with the scales of the checkpoint")
+    graph = quantize_graph(device.graph, constants, device.quantization, metadata)
+    model = write(graph)
+    graph = graphs.parse(model)
+    count = count_graph(graph, "model.tflite", len(model))
+    if violations := check(count, limits):
+        raise InputError(f"the model breaks a limit: {violations[0]}; use a smaller network")
+    return Conversion(model, graph, count, saved)
+
+
+def _metadata(saved: Checkpoint) -> bytes:
+    """Labels, features and normalisation, for whoever runs the model from sound."""
+    content = {key: saved.manifest[key] for key in ("labels", "features", "input_normalization")}
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

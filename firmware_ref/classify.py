@@ -1,0 +1,44 @@
+"""From sound to class in device arithmetic: windows, features, INT8 input, network, softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from firmware_ref import frontend, scheme
+from firmware_ref.features import features
+from firmware_ref.graph import Graph
+from firmware_ref.manifest import ModelMetadata, model_metadata
+from firmware_ref.run import BATCH, Interpreter
+
+
+class Classifier:
+    """A model with what it needs to hear: its metadata and its interpreter."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.metadata: ModelMetadata = model_metadata(graph)
+        self.interpreter = Interpreter(graph)
+
+    def inputs(self, windows: np.ndarray) -> np.ndarray:
+        """Windows (N, clip_samples) float32 to network inputs (N, F, T, C) int8."""
+        quantization = self.interpreter.input.quantization
+        assert quantization is not None
+        parts = [
+            scheme.quantize(self._normalised(windows[start : start + BATCH]), quantization)
+            for start in range(0, len(windows), BATCH)
+        ]
+        return np.concatenate(parts)
+
+    def probabilities(
+        self, windows: np.ndarray, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Windows (N, clip_samples) float32 to class probabilities (N, classes) float64."""
+        quantization = self.interpreter.output.quantization
+        assert quantization is not None
+        outputs = self.interpreter.run(self.inputs(windows), progress)
+        return frontend.probabilities(outputs, quantization)
+
+    def _normalised(self, windows: np.ndarray) -> np.ndarray:
+        wanted = self.metadata
+        return frontend.network_input(features(windows, wanted.features), wanted.mean, wanted.std)

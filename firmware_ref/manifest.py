@@ -1,0 +1,114 @@
+"""What travels with the numbers: the JSON manifest of a checkpoint, the metadata of a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firmware_ref.errors import InputError, read_bytes
+from firmware_ref.features import FeatureDefinition
+from firmware_ref.graph import METADATA_NAME, Graph
+
+CHECKPOINT_FORMAT = "tinyscene-checkpoint"
+CHECKPOINT_VERSION = 1
+MANIFEST_KEY = "manifest"
+CHECKPOINT_LIMIT_BYTES = 256 * 2**20
+HEADER_LIMIT_BYTES = 16 * 2**20
+
+
+def read_checkpoint_manifest(path: str | Path) -> dict[str, Any]:
+    """The JSON manifest in the header of a checkpoint, without loading a tensor.
+
+    A safetensors file starts with the length of a JSON header (little-endian uint64) whose
+    ``__metadata__`` maps strings to strings; ours has one entry, the manifest.
+    """
+    data = read_bytes(path, CHECKPOINT_LIMIT_BYTES, "checkpoint")
+    refusal = f"checkpoint {str(path)!r} is not a tinyscene checkpoint"
+    remedy = "give a .safetensors file written by `python -m train`"
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, HEADER_LIMIT_BYTES):
+        raise InputError(f"{refusal} (no safetensors header); {remedy}")
+    try:
+        header = json.loads(data[8 : 8 + length].decode("utf-8"))
+        manifest = json.loads(header["__metadata__"][MANIFEST_KEY])
+        kind, version = manifest["format"], manifest["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{refusal} (no readable manifest); {remedy}") from None
+    if kind != CHECKPOINT_FORMAT or version != CHECKPOINT_VERSION:
+        raise InputError(
+            f"{refusal} of this version: format={kind!r} version={version!r}; allowed is "
+            f"{CHECKPOINT_FORMAT!r} version {CHECKPOINT_VERSION}; {remedy}"
+        )
+    for key, kind in (("network", dict), ("stage", str), ("labels", list)):
+        if not isinstance(manifest.get(key), kind):
+            raise InputError(f"{refusal}: manifest key {key!r} is missing or malformed; {remedy}")
+    return manifest
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a ``.tflite`` model says of itself: class labels in order, features, normalisation.
+
+    ``mean`` and ``std`` have one entry an input channel.
+    """
+
+    labels: tuple[str, ...]
+    features: FeatureDefinition
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def model_metadata(graph: Graph) -> ModelMetadata:
+    """The metadata buffer `graph.METADATA_NAME`, checked against the graph's input and output."""
+    data = graph.metadata.get(METADATA_NAME)
+    if data is None:
+        raise InputError(
+            f"model has no metadata {METADATA_NAME!r} (labels, features, normalisation); convert "
+            "it with `python -m convert --target tflite-micro`"
+        )
+    what = f"model metadata {METADATA_NAME!r}"
+    try:
+        values = json.loads(data.decode("utf-8"))
+        labels, definition = values["labels"], values["features"]
+        normalization = values["input_normalization"]
+        mean, std = normalization["mean"], normalization["std"]
+        found = FeatureDefinition.from_dict(definition)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{what} is malformed; convert the model again") from None
+    shape = graph.tensors[graph.inputs[0]].shape
+    if shape[1:-1] != (found.mel_bands, found.frames) or shape[-1] not in (1, 3):
+        raise InputError(
+            f"model input has shape={shape}; its features give (1, {found.mel_bands}, "
+            f"{found.frames}, C) with C of 1 or 3"
+        )
+    classes = graph.tensors[graph.outputs[0]].shape
+    if not _distinct_names(labels) or classes != (1, len(labels)):
+        raise InputError(f"{what}: labels={labels!r:.80} do not fit the output of {classes}")
+    for name, numbers in (("mean", mean), ("std", std)):
+        if not _finite_numbers(numbers, shape[-1]) or (name == "std" and min(numbers) <= 0):
+            raise InputError(
+                f"{what}: {name}={numbers!r:.80}; allowed are {shape[-1]} finite numbers, "
+                "one a channel, the std above 0"
+            )
+    return ModelMetadata(
+        tuple(labels), found, tuple(float(v) for v in mean), tuple(float(v) for v in std)
+    )
+
+
+def _distinct_names(labels: object) -> bool:
+    return (
+        isinstance(labels, list)
+        and all(isinstance(label, str) and label for label in labels)
+        and len(set(labels)) == len(labels)
+    )
+
+
+def _finite_numbers(numbers: object, count: int) -> bool:
+    return (
+        isinstance(numbers, list)
+        and len(numbers) == count
+        and all(type(v) in (int, float) and abs(v) < 1e30 and math.isfinite(v) for v in numbers)
+    )

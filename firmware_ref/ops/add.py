@@ -1,0 +1,45 @@
+"""ADD and its arithmetic, which SUB shares. TFLite ``integer_ops/add.h``, ``add.cc``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from firmware_ref.fixedpoint import quantize_multiplier
+from firmware_ref.ops.elementwise import Rescale, TableBinary, operands, scaled_codes
+from firmware_ref.ops.node import Kernel, Node
+
+LEFT_SHIFT = 20
+
+
+def prepare(node: Node) -> Kernel:
+    """The sum of two int8 maps."""
+    return prepare_sum(node, np.add)
+
+
+def prepare_sum(node: Node, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Kernel:
+    """Both inputs go to the scale ``2 max(s1, s2) / 2**20``; ``combine``; then to the output's.
+
+    The three multipliers must be below 1 (QuantizeMultiplierSmallerThanOneExp aborts otherwise).
+    """
+    inputs, first, second = operands(node)
+    out = node.affine(node.output)
+    twice_larger = 2.0 * max(first.scale, second.scale)
+    output_multiplier = twice_larger / (2**LEFT_SHIFT * out.scale)
+    multiplier, shift = quantize_multiplier(output_multiplier)
+    if output_multiplier >= 1 or shift > 0:
+        raise node.error(
+            f"input scales {first.scale} and {second.scale} are over 2^19 times the output's "
+            f"{out.scale}; the kernels allow less"
+        )
+    low, high = node.clamp()
+    return TableBinary(
+        inputs,
+        (
+            scaled_codes(first, LEFT_SHIFT, first.scale / twice_larger),
+            scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),
+        ),
+        combine,
+        Rescale(multiplier, shift, out.zero_point, low, high),
+    )

@@ -1,0 +1,34 @@
+"""LOGISTIC: the sigmoid. TFLite ``integer_ops/logistic.h`` over gemmlowp ``logistic``."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, logistic, mbqm, quantize_multiplier, rdpot
+from firmware_ref.ops.elementwise import INT8_CODES
+from firmware_ref.ops.node import Affine, Kernel, Node
+from firmware_ref.ops.table import Table, unary
+
+INPUT_INTEGER_BITS = 4
+OUTPUT = Affine(scale=1 / 256, zero_point=-128)
+
+
+def prepare(node: Node) -> Kernel:
+    """The input goes to Q4.27, the sigmoid comes in Q0.31 and is rounded to 8 bits."""
+    source, out = unary(node)
+    if out != OUTPUT:
+        raise node.error(f"output is {out}; the kernels allow {OUTPUT}")
+    multiplier, shift = quantize_multiplier(source.scale * 2.0 ** (31 - INPUT_INTEGER_BITS))
+    if not 0 <= shift <= 31:
+        raise node.error(f"input scale={source.scale}; allowed are 2^-27 to below 16")
+    # CalculateInputRadius: beyond it the input would leave Q4.27, and the sigmoid has saturated.
+    radius = math.floor((2**INPUT_INTEGER_BITS - 1) * 2 ** (31 - INPUT_INTEGER_BITS) / 2**shift)
+    values = INT8_CODES.astype(np.int64) - source.zero_point
+    within = np.clip(values, -radius, radius)
+    raw = logistic(mbqm(within, multiplier, shift), INPUT_INTEGER_BITS)
+    results = np.clip(rdpot(raw, 23) + OUTPUT.zero_point, INT8_MIN, INT8_MAX)
+    results[values >= radius] = INT8_MAX
+    results[values <= -radius] = INT8_MIN
+    return Table(results.astype(np.int8))

@@ -1,0 +1,168 @@
+"""One operator while it is prepared: its tensors, checked as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from firmware_ref.errors import InputError
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
+from firmware_ref.graph import Graph, Operator, Tensor
+
+# Keeps every int32 sum over a tensor (255 an element) below 2**31.
+MAX_ACTIVATION_ELEMENTS = 1 << 22
+
+Kernel = Callable[..., np.ndarray]
+"""A prepared operator: its activations, int8 (N, ...), in; its output, int8 (N, ...), out."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Per-tensor quantisation of an int8 tensor, ``real = scale * (q - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operator with its graph. Each method returns checked data or raises `InputError`."""
+
+    operator: Operator
+    graph: Graph
+
+    def error(self, text: str) -> InputError:
+        """An error that names the operator and its layer."""
+        return InputError(f"{self.operator.kind} {self.graph.name(self.operator)!r}: {text}")
+
+    def check_inputs(self, fewest: int, most: int | None = None) -> None:
+        """Refuse another number of inputs, or more than one output."""
+        most = fewest if most is None else most
+        inputs, outputs = len(self.operator.inputs), len(self.operator.outputs)
+        if not fewest <= inputs <= most or outputs != 1:
+            raise self.error(
+                f"inputs={inputs} and outputs={outputs}; allowed are {fewest} to {most} inputs "
+                "and 1 output"
+            )
+
+    def input(self, position: int) -> Tensor | None:
+        """An input; None where it is left out."""
+        indices = self.operator.inputs
+        if position >= len(indices) or indices[position] == -1:
+            return None
+        return self.graph.tensors[indices[position]]
+
+    def tensor(self, position: int) -> Tensor:
+        """An input that must be there."""
+        tensor = self.input(position)
+        if tensor is None:
+            raise self.error(f"input {position} is left out; it is needed")
+        return tensor
+
+    @property
+    def output(self) -> Tensor:
+        """The one output."""
+        return self.graph.tensors[self.operator.outputs[0]]
+
+    def affine(self, tensor: Tensor) -> Affine:
+        """Quantisation of an int8 tensor with one scale; an activation's batch must be 1."""
+        if tensor.dtype != "int8" or tensor.quantization is None:
+            raise self.error(
+                f"tensor {tensor.name!r} of dtype={tensor.dtype} is not quantised to int8; "
+                "convert the model to full INT8"
+            )
+        if len(tensor.quantization.scale) != 1:
+            raise self.error(f"tensor {tensor.name!r} has a scale a channel; one is allowed")
+        if tensor.data is None:
+            if not tensor.shape or tensor.shape[0] != 1:
+                raise self.error(
+                    f"tensor {tensor.name!r} has shape={tensor.shape}; the batch must be 1"
+                )
+            if int(np.prod(tensor.shape)) > MAX_ACTIVATION_ELEMENTS:
+                raise self.error(
+                    f"tensor {tensor.name!r} has shape={tensor.shape}; at most "
+                    f"{MAX_ACTIVATION_ELEMENTS:,} elements can be run"
+                )
+        return Affine(tensor.quantization.scale[0], tensor.quantization.zero_point[0])
+
+    def activation(self, position: int) -> tuple[Tensor, Affine]:
+        """An input that is computed or fed, not constant."""
+        tensor = self.tensor(position)
+        if tensor.data is not None:
+            raise self.error(f"input {position} {tensor.name!r} is a constant; it must vary")
+        return tensor, self.affine(tensor)
+
+    def constant(self, position: int) -> np.ndarray:
+        """A constant input."""
+        tensor = self.tensor(position)
+        if tensor.data is None:
+            raise self.error(f"input {position} {tensor.name!r} varies; it must be a constant")
+        return tensor.data
+
+    def integers(self, position: int) -> tuple[int, ...]:
+        """A constant int32 input (axes, a permutation, a shape, paddings), flattened."""
+        data = self.constant(position)
+        if data.dtype != np.int32 or data.size > 64:
+            raise self.error(
+                f"input {position} has dtype={data.dtype} and {data.size} elements; "
+                "allowed are at most 64 of int32"
+            )
+        return tuple(int(value) for value in data.ravel())
+
+    def option(self, name: str) -> Any:
+        """A builtin option."""
+        return self.operator.options[name]
+
+    def positive(self, name: str) -> int:
+        """An integer option of at least 1."""
+        value = int(self.option(name))
+        if not 1 <= value <= 1 << 16:
+            raise self.error(f"{name}={value}; allowed are 1 to {1 << 16}")
+        return value
+
+    def clamp(self) -> tuple[int, int]:
+        """Smallest and largest int8 output under the fused activation.
+
+        TFLite CalculateActivationRangeQuantized: 0, 6, -1 and 1 are divided by the output's scale
+        in float32 and rounded half away from zero.
+        """
+        activation = self.option("fused_activation")
+        limits: dict[str, tuple[float | None, float | None]] = {
+            "NONE": (None, None),
+            "RELU": (0.0, None),
+            "RELU6": (0.0, 6.0),
+            "RELU_N1_TO_1": (-1.0, 1.0),
+        }
+        if activation not in limits:
+            raise self.error(f"fused activation={activation}; allowed: {', '.join(limits)}")
+        low, high = limits[activation]
+        out = self.affine(self.output)
+        return (
+            INT8_MIN if low is None else max(INT8_MIN, self._quantize(low, out)),
+            INT8_MAX if high is None else min(INT8_MAX, self._quantize(high, out)),
+        )
+
+    def _quantize(self, real: float, affine: Affine) -> int:
+        steps = float(np.float32(real) / np.float32(affine.scale))
+        if not abs(steps) < 2**31:
+            raise self.error(f"output scale={affine.scale} is too small for its activation")
+        return affine.zero_point + int(np.trunc(steps + np.copysign(0.5, steps)))
+
+    def check_output_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse an output whose shape in the file is not the one its inputs give."""
+        if self.output.shape != shape:
+            raise self.error(
+                f"output has shape={self.output.shape} in the file; its inputs give {shape}"
+            )
+
+    def check_same_quantization(self, source: Affine) -> None:
+        """Refuse an output on another scale than the values that are passed on to it."""
+        out = self.affine(self.output)
+        if out != source:
+            raise self.error(
+                f"output has scale={out.scale} and zero_point={out.zero_point}, input "
+                f"{source.scale} and {source.zero_point}; this operator needs them equal"
+            )

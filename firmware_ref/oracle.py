@@ -1,0 +1,159 @@
+"""The interpreters that decide what is right: which package, which version, which kernels.
+
+Goldens come from these, never from `firmware_ref`. Both run in this process: the two wheels keep
+their symbols to themselves, whichever is imported first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from firmware_ref import schema
+from firmware_ref.errors import InputError
+from firmware_ref.flatbuffer import Source
+from firmware_ref.graph import Graph
+
+Session = Callable[[np.ndarray], dict[int, np.ndarray]]
+"""One example int8 (1, ...) in; every operator's output by its index in `Graph.tensors` out."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """An interpreter: its package on PyPI, the one version that counts, and its kernels."""
+
+    name: str
+    version: str
+    module: str
+    kernels: str
+    open: Callable[[ModuleType, bytes, Graph], Session]
+
+
+def session(oracle: Oracle, data: bytes, graph: Graph) -> Session:
+    """Load ``data``, the bytes that ``graph`` was read from, into the oracle's interpreter.
+
+    Raises `InputError` when the package is missing, has another version than the pinned one, or
+    refuses the model; so does the session when the interpreter refuses the values.
+    """
+    try:
+        version = importlib.metadata.version(oracle.name)
+        module = importlib.import_module(oracle.module)
+    except ImportError:
+        raise InputError(
+            f"oracle {oracle.name} is not installed; run: pip install 'tinyscene[convert]'"
+        ) from None
+    if version != oracle.version:
+        raise InputError(
+            f"oracle {oracle.name} has version={version}; bit-exactness is defined by "
+            f"{oracle.version}: pip install '{oracle.name}=={oracle.version}'"
+        )
+    with _refusals(oracle):
+        run = oracle.open(module, data, graph)
+
+    def guarded(example: np.ndarray) -> dict[int, np.ndarray]:
+        with _refusals(oracle):
+            return run(example)
+
+    return guarded
+
+
+@contextlib.contextmanager
+def _refusals(oracle: Oracle) -> Iterator[None]:
+    """The wheels raise RuntimeError or ValueError for what they refuse."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"oracle {oracle.name} {oracle.version} refuses this: {error}") from None
+
+
+def _outputs(graph: Graph) -> list[int]:
+    """Indices of the tensors that operators write, in order of execution."""
+    return [index for operator in graph.operators for index in operator.outputs]
+
+
+def with_all_outputs(data: bytes, graph: Graph) -> bytes:
+    """The model with every operator's output as an output of the graph.
+
+    tflite-runtime 2.14 computes ADD, MUL and others in the place of their input when nothing reads
+    that again, even with ``experimental_preserve_all_tensors``: the input then reads back as the
+    output. It never does so to an output of the graph. A new vector of outputs goes to the end of
+    the file, and the offset of the old one is turned to it.
+    """
+    (subgraph,) = Source(data).root(schema.IDENTIFIER).tables(schema.MODEL_SUBGRAPHS)
+    position = subgraph.offset_position(schema.SUBGRAPH_OUTPUTS)
+    assert position is not None, "a graph has outputs"
+    indices = _outputs(graph)
+    patched = bytearray(data + bytes(-len(data) % 4))
+    struct.pack_into("<I", patched, position, len(patched) - position)
+    return bytes(patched + struct.pack(f"<I{len(indices)}i", len(indices), *indices))
+
+
+def _open_tflite_runtime(module: ModuleType, data: bytes, graph: Graph) -> Session:
+    interpreter = module.Interpreter(
+        model_content=with_all_outputs(data, graph),
+        experimental_op_resolver_type=module.OpResolverType.BUILTIN_REF,
+        num_threads=1,
+    )
+    interpreter.allocate_tensors()
+    indices = _outputs(graph)
+
+    def run(example: np.ndarray) -> dict[int, np.ndarray]:
+        interpreter.set_tensor(graph.inputs[0], example)
+        interpreter.invoke()
+        return {index: interpreter.get_tensor(index) for index in indices}
+
+    return run
+
+
+def _open_tflite_micro(module: ModuleType, data: bytes, graph: Graph) -> Session:
+    indices = _outputs(graph)
+    # Every tensor kept, int32 scratch for the means, and room for the interpreter's own records.
+    kept = sum(math.prod(graph.tensors[index].shape) for index in indices)
+    interpreter = module.Interpreter.from_bytes(
+        data,
+        arena_size=8 * kept + len(data) + 2**20,
+        intrepreter_config=module.InterpreterConfig.kPreserveAllTensors,
+    )
+
+    def run(example: np.ndarray) -> dict[int, np.ndarray]:
+        interpreter.set_input(example, 0)
+        interpreter.invoke()
+        return {index: interpreter.GetTensor(index, 0)["tensor_data"] for index in indices}
+
+    return run
+
+
+ORACLES: Mapping[str, Oracle] = {
+    oracle.name: oracle
+    for oracle in (
+        Oracle(
+            name="tflite-runtime",
+            version="2.14.0",
+            module="tflite_runtime.interpreter",
+            kernels="BUILTIN_REF",
+            open=_open_tflite_runtime,
+        ),
+        Oracle(
+            name="tflite-micro",
+            version="0.dev20261023182759",
+            module="tflite_micro.python.tflite_micro.runtime",
+            kernels="TFLM reference kernels",
+            open=_open_tflite_micro,
+        ),
+    )
+}
+
+
+def oracle(name: str) -> Oracle:
+    """The oracle of that name."""
+    if name not in ORACLES:
+        raise InputError(f"unknown oracle {name!r}; known: {', '.join(ORACLES)}")
+    return ORACLES[name]

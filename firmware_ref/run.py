@@ -1,0 +1,105 @@
+"""The interpreter: a whole INT8 flatbuffer in NumPy, bit for bit as the reference kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from firmware_ref.errors import InputError
+from firmware_ref.graph import Graph, Tensor
+from firmware_ref.ops import prepare
+
+# Examples computed together: enough to spread the cost of a call, few enough to stay in cache.
+BATCH = 4
+
+
+class Interpreter:
+    """Runs a graph with one int8 input and one int8 output, for any number of examples.
+
+    Everything is checked and precomputed here; an operator that cannot be run is an `InputError`
+    before anything runs.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.input = _only(graph, graph.inputs, "input")
+        self.output = _only(graph, graph.outputs, "output")
+        if self.output.data is not None:
+            raise InputError(f"graph output {self.output.name!r} is a constant")
+        self._steps = [
+            (
+                prepare(operator, graph),
+                [i for i in operator.inputs if i != -1 and graph.tensors[i].data is None],
+                operator.outputs[0],
+            )
+            for operator in graph.operators
+        ]
+        self._last_use = self._last_uses()
+
+    def run(self, inputs: np.ndarray, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Outputs int8 (N, ...) for inputs int8 (N, ...), in the shapes of the file but for N.
+
+        ``progress`` is called with the number of examples done after every `BATCH` of them.
+        """
+        self.check(inputs)
+        outputs = np.empty((len(inputs), *self.output.shape[1:]), np.int8)
+        for start in range(0, len(inputs), BATCH):
+            values = {self.graph.inputs[0]: inputs[start : start + BATCH]}
+            for step, (index, value) in enumerate(self._evaluate(values)):
+                values[index] = value
+                for dead in self._last_use[step]:
+                    del values[dead]
+            outputs[start : start + BATCH] = values[self.graph.outputs[0]]
+            if progress:
+                progress(min(start + BATCH, len(inputs)))
+        return outputs
+
+    def run_all(self, inputs: np.ndarray) -> dict[int, np.ndarray]:
+        """Every activation, int8 (N, ...), by its index in `Graph.tensors`, in order."""
+        self.check(inputs)
+        values = {self.graph.inputs[0]: inputs}
+        for index, value in self._evaluate(values):
+            values[index] = value
+        return values
+
+    def check(self, inputs: np.ndarray) -> None:
+        """Refuse inputs of another dtype or shape, or none at all."""
+        wanted = self.input.shape[1:]
+        if inputs.dtype != np.int8 or inputs.shape[1:] != wanted or len(inputs) < 1:
+            sizes = ", ".join(str(size) for size in wanted)
+            raise InputError(
+                f"inputs have dtype={inputs.dtype} and shape={inputs.shape}; the model takes "
+                f"int8 (N, {sizes}) with N at least 1"
+            )
+
+    def _evaluate(self, values: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Each operator's output in turn; the caller keeps it in ``values``."""
+        for kernel, inputs, output in self._steps:
+            yield output, kernel(*(values[index] for index in inputs))
+
+    def _last_uses(self) -> list[list[int]]:
+        """For each step, the tensors that no later step and no output reads."""
+        uses = Counter(index for _, inputs, _ in self._steps for index in inputs)
+        uses.update(self.graph.outputs)
+        dead: list[list[int]] = []
+        for _, inputs, output in self._steps:
+            uses.subtract(inputs)
+            dead.append([i for i in {*inputs, output} if uses[i] == 0])
+        return dead
+
+
+def _only(graph: Graph, indices: tuple[int, ...], what: str) -> Tensor:
+    """The one input or output of a graph, checked to be int8 with a batch of 1."""
+    if len(indices) != 1:
+        raise InputError(f"graph {what}s={len(indices)}; exactly 1 can be run")
+    tensor = graph.tensors[indices[0]]
+    if tensor.dtype != "int8" or tensor.quantization is None:
+        raise InputError(
+            f"graph {what} {tensor.name!r} has dtype={tensor.dtype}; only full INT8 models can be "
+            "run; convert with `python -m convert --target tflite-micro`"
+        )
+    if len(tensor.shape) < 2 or tensor.shape[0] != 1:
+        raise InputError(f"graph {what} {tensor.name!r} has shape={tensor.shape}; batch must be 1")
+    return tensor

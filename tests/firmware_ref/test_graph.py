@@ -1,0 +1,258 @@
+"""The reader: what it reads, and that no bytes get past it but as an InputError."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as fb
+
+from firmware_ref import graph as model_file
+from firmware_ref import schema
+from firmware_ref.errors import InputError
+from firmware_ref.graph import Quantization, parse
+from tests.firmware_ref.build import Model
+
+
+def small() -> tuple[Model, list[int], list[int]]:
+    """A convolution and a mean, with metadata."""
+    model = Model()
+    x = model.tensor("x", (1, 6, 5, 2), 0.5, -3)
+    w = model.tensor(
+        "conv/weight", (3, 3, 1, 2), [0.1, 0.2, 0.3], 0, np.arange(18).reshape(3, 3, 1, 2)
+    )
+    b = model.tensor("conv/bias", (3,), [0.05, 0.1, 0.15], 0, np.array([7, -8, 9]), "int32")
+    y = model.tensor("conv", (1, 3, 5, 3), 0.25, 4)
+    z = model.tensor("mean", (1, 3), 0.25, 4)
+    axes = model.integers("mean/axes", [1, 2])
+    model.add("CONV_2D", [x, w, b], [y], strideH=2, strideW=1, fusedActivationFunction=1)
+    model.add("MEAN", [y, axes], [z], keepDims=False)
+    model.attach("tinyscene", b"{}")
+    return model, [x], [z]
+
+
+def packed() -> bytes:
+    model, inputs, outputs = small()
+    return model.pack(inputs, outputs)
+
+
+VALID = packed()
+
+
+def test_reads_what_was_written() -> None:
+    graph = parse(VALID)
+    assert [(t.name, t.shape, t.dtype) for t in graph.tensors] == [
+        ("x", (1, 6, 5, 2), "int8"),
+        ("conv/weight", (3, 3, 1, 2), "int8"),
+        ("conv/bias", (3,), "int32"),
+        ("conv", (1, 3, 5, 3), "int8"),
+        ("mean", (1, 3), "int8"),
+        ("mean/axes", (2,), "int32"),
+    ]
+    assert graph.tensors[0].quantization == Quantization((0.5,), (-3,))
+    assert graph.tensors[1].quantization == Quantization(
+        tuple(float(np.float32(s)) for s in (0.1, 0.2, 0.3)), (0, 0, 0)
+    )
+    weights = graph.tensors[1].data
+    assert weights is not None and np.array_equal(weights, np.arange(18).reshape(3, 3, 1, 2))
+    assert not weights.flags.writeable
+    conv, mean = graph.operators
+    assert (conv.kind, conv.inputs, conv.outputs, conv.version) == ("CONV_2D", (0, 1, 2), (3,), 2)
+    assert conv.options == {
+        "padding": "SAME",
+        "stride_h": 2,
+        "stride_w": 1,
+        "fused_activation": "RELU",
+        "dilation_h_factor": 1,
+        "dilation_w_factor": 1,
+    }
+    assert mean.options == {"keep_dims": False}
+    assert (graph.inputs, graph.outputs) == ((0,), (4,))
+    assert (graph.metadata, graph.description) == ({"tinyscene": b"{}"}, "test")
+    assert graph.name(conv) == "conv"
+
+
+def test_schema_tables_are_the_generated_ones() -> None:
+    names = {v: k for k, v in vars(fb.BuiltinOperator).items() if not k.startswith("_")}
+    assert tuple(names[i] for i in range(len(schema.BUILTIN_OPERATORS))) == schema.BUILTIN_OPERATORS
+    types = {v: k.lower() for k, v in vars(fb.TensorType).items() if not k.startswith("_")}
+    assert all(types[code] == name for code, name in schema.TENSOR_TYPES.items())
+    for kind, options in schema.OPTIONS.items():
+        union = {"MEAN": "Reducer", "SUM": "Reducer", "ADD": "Add", "SUB": "Sub", "MUL": "Mul"}
+        union |= {"DIV": "Div", "FULLY_CONNECTED": "FullyConnected", "CONV_2D": "Conv2D"}
+        union |= {"DEPTHWISE_CONV_2D": "DepthwiseConv2D", "SOFTMAX": "Softmax"}
+        union |= {"AVERAGE_POOL_2D": "Pool2D", "MAX_POOL_2D": "Pool2D", "RESHAPE": "Reshape"}
+        assert getattr(fb.BuiltinOptions, f"{union[kind]}Options") == options.union
+
+
+def test_float_custom_and_unknown_operators_are_read() -> None:
+    model = Model()
+    x = model.tensor("x", (1, 4), dtype="float32")
+    y = model.tensor("y", (1, 4), dtype="float32")
+    z = model.tensor("z", (1, 4), dtype="float32")
+    model.add("CUSTOM:Mystery", [x], [y])
+    model.add("STABLEHLO_CASE", [y], [z])
+    graph = parse(model.pack([x], [z]))
+    assert [o.kind for o in graph.operators] == ["CUSTOM:Mystery", "BUILTIN_209"]
+    assert graph.tensors[0].quantization is None
+
+
+def test_an_optional_input_is_minus_one() -> None:
+    model, inputs, outputs = small()
+    model.operators[0].inputs = [0, 1, -1]
+    assert parse(model.pack(inputs, outputs)).operators[0].inputs == (0, 1, -1)
+
+
+def edited(**changes: object) -> bytes:
+    """The small model with one part replaced; keys are ``tensors_0_shape`` and the like."""
+    model, inputs, outputs = small()
+    for path, value in changes.items():
+        part, number, name = path.split("_", 2)
+        item = getattr(model, part)[int(number)]
+        *parents, last = name.split("__")
+        for parent in parents:
+            item = getattr(item, parent)
+        setattr(item, last, value)
+    return model.pack(inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensors_0_shape": [1, 6, -5, 2]}, "shape="),
+        ({"tensors_0_shape": [2**20, 2**20]}, "shape="),
+        ({"tensors_0_shape": [1] * 9}, "shape="),
+        ({"tensors_0_shape": [1] * 5000}, "5000 sizes"),
+        ({"tensors_1_shape": [3, 3, 1, 3]}, "buffer holds 18 bytes"),
+        ({"tensors_1_buffer": 99}, "buffer=99"),
+        ({"tensors_0_type": 5}, "type=5"),
+        ({"tensors_0_type": -3}, "type=-3"),
+        ({"tensors_0_isVariable": True}, "variable"),
+        ({"tensors_0_sparsity": fb.SparsityParametersT()}, "sparsely"),
+        ({"tensors_1_quantization__scale": [0.1, 0.2]}, "differ"),
+        ({"tensors_1_quantization__scale": [0.1, 0.2, float("nan")]}, "scale=nan"),
+        ({"tensors_1_quantization__scale": [0.1, 0.2, -1.0]}, "scale=-1"),
+        ({"tensors_1_quantization__scale": [0.1, 0.2, 0.0]}, "scale=0"),
+        ({"tensors_1_quantization__quantizedDimension": 2}, "scales=3"),
+        ({"tensors_1_quantization__quantizedDimension": 4}, "dimension=4"),
+        ({"tensors_1_quantization__quantizedDimension": -1}, "dimension=-1"),
+        ({"tensors_0_quantization__zeroPoint": [128]}, "zero point"),
+        ({"tensors_2_quantization__zeroPoint": [2**40, 0, 0]}, "zero point"),
+        ({"operators_0_opcodeIndex": 2}, "opcode index=2"),
+        ({"operators_0_inputs": [0, 1, 6]}, "tensor 6"),
+        ({"operators_0_inputs": [0, 1, -2]}, "tensor -2"),
+        ({"operators_0_inputs": [4, 1, 2]}, "before it is written"),
+        ({"operators_0_inputs": [3, 1, 2]}, "before it is written"),
+        ({"operators_0_outputs": []}, "no output"),
+        ({"operators_0_outputs": [1]}, "has a value"),
+        ({"operators_0_outputs": [0]}, "has a value"),
+        ({"operators_1_outputs": [3]}, "has a value"),
+        ({"operators_0_outputs": [-1]}, "tensor -1"),
+        ({"operators_0_builtinOptions__padding": 2}, "padding=2"),
+        ({"operators_0_builtinOptions__fusedActivationFunction": 6}, "fused_activation=6"),
+        ({"operators_0_builtinOptionsType": 5}, "options type=5"),
+        ({"metadata_0_buffer": 99}, "buffer=99"),
+    ],
+)
+def test_refuses_by_name(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(edited(**changes))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"),
+    [
+        ([], [4], "at least one"),
+        ([0], [], "at least one"),
+        ([0], [7], "tensor 7"),
+        ([1], [4], "constant"),
+        ([0, 0], [4], "twice"),
+    ],
+)
+def test_refuses_graph_ends(inputs: list[int], outputs: list[int], message: str) -> None:
+    model, _, _ = small()
+    with pytest.raises(InputError, match=message):
+        parse(model.pack(inputs, outputs))
+
+
+def test_refuses_an_output_that_is_never_written() -> None:
+    model, inputs, _ = small()
+    orphan = model.tensor("orphan", (1, 3), 0.25, 4)
+    with pytest.raises(InputError, match="never written"):
+        parse(model.pack(inputs, [orphan]))
+
+
+def test_refuses_metadata_named_twice() -> None:
+    model, inputs, outputs = small()
+    model.attach("tinyscene", b"other")
+    with pytest.raises(InputError, match="twice"):
+        parse(model.pack(inputs, outputs))
+
+
+def test_refuses_another_format_or_version() -> None:
+    with pytest.raises(InputError, match="identifier"):
+        parse(VALID[:4] + b"TFL2" + VALID[8:])
+    position = VALID.index(struct.pack("<I", 3), 8)
+    with pytest.raises(InputError):
+        parse(VALID[:position] + struct.pack("<I", 4) + VALID[position + 4 :])
+
+
+def test_every_truncation_is_refused() -> None:
+    for length in range(len(VALID)):
+        # The builder ends in padding or names: what is cut off may be no part of the model.
+        try:
+            parse(VALID[:length])
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            assert length > len(VALID) - 8
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=200)
+def test_random_bytes_are_refused(data: bytes) -> None:
+    for candidate in (data, data[:4] + b"TFL3" + data[4:]):
+        with pytest.raises(InputError):
+            parse(candidate)
+
+
+def test_mutations_give_a_graph_or_an_input_error() -> None:
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(5000):
+        data = bytearray(VALID)
+        for position in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[position] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+        try:
+            parse(bytes(data))
+        except InputError:
+            refused += 1
+    assert refused > 500
+
+
+def test_overlapping_vectors_cost_bounded_time() -> None:
+    """A hostile file may name one long vector from many tables."""
+    model = Model()
+    quantised = model.tensor("x", (1, 60000), [0.5] * 60000, 0, axis=1)
+    shared = model.tensors[quantised]
+    model.tensors += [shared] * 99
+    y = model.tensor("y", (1, 4), 0.5)
+    model.add("RESHAPE", [0], [y])
+    data = model.pack([0], [y])
+    started = time.monotonic()
+    with pytest.raises(InputError, match="vector elements"):
+        parse(data)
+    assert time.monotonic() - started < 5
+
+
+def test_read_names_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("graph") / "model.tflite"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"model\.tflite"):
+        model_file.read(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        model_file.read(path.parent / "absent.tflite")

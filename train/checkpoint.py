@@ -1,0 +1,62 @@
+"""Checkpoints: safetensors with a JSON manifest in the header; loading one runs no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from firmware_ref.arch import Network
+from firmware_ref.errors import InputError, write_whole
+from firmware_ref.manifest import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_VERSION,
+    MANIFEST_KEY,
+    read_checkpoint_manifest,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Tensors by name, and the manifest that says what they are."""
+
+    tensors: Mapping[str, np.ndarray]
+    manifest: Mapping[str, Any]
+
+    @property
+    def network(self) -> Network:
+        """The network the tensors belong to."""
+        return Network.from_dict(self.manifest["network"])
+
+
+def save(path: str | Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; equal content gives equal bytes."""
+    whole = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **manifest}
+    text = json.dumps(whole, sort_keys=True, allow_nan=False)
+    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
+    write_whole(path, safetensors.numpy.save(ordered, metadata={MANIFEST_KEY: text}))
+
+
+def load(path: str | Path, stage: str | None = None) -> Checkpoint:
+    """Read a checkpoint; ``stage`` names the only stage accepted (``float``, ``qat``)."""
+    manifest = read_checkpoint_manifest(path)
+    if stage is not None and manifest["stage"] != stage:
+        raise InputError(
+            f"checkpoint {str(path)!r} is of stage {manifest['stage']!r}; needed is {stage!r}"
+        )
+    try:
+        tensors = safetensors.numpy.load(Path(path).read_bytes())
+    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} is damaged: {error}; restore the file"
+        ) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise InputError(f"checkpoint {str(path)!r}: tensor {name!r} holds NaN or infinity")
+    return Checkpoint(tensors, manifest)
