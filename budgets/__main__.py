@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from budgets.count import CONVENTIONS, Count, count_graph, count_network
 from budgets.limits import DEFAULT_FILE, Limits, check, load_limits
@@ -16,6 +15,7 @@ from budgets.page import as_html
 from budgets.report import Verdict, as_json, as_markdown, as_table, violation_line
 from firmware_ref import graph
 from firmware_ref.arch import PRESETS, Network, preset
+from firmware_ref.cli import Parser
 from firmware_ref.errors import CHECK_FAILED, HOLDS, InputError, guarded, write_whole
 from firmware_ref.manifest import read_checkpoint_manifest
 
@@ -28,13 +28,8 @@ FORMATS: Mapping[str, Callable[[Sequence[Verdict], Limits], str]] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; for example: {EXAMPLE} (--help lists all)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m budgets",
         description="Count parameters and multiply-accumulates against the limits, by layer.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     if not options.subjects:
-        parser.error("no SUBJECT given")
+        raise InputError(f"no SUBJECT given; for example: {EXAMPLE} (--help lists all)")
     limits = load_limits(options.limits)
     counts = [count_subject(subject) for subject in options.subjects]
     verdicts = [Verdict(count, tuple(check(count, limits))) for count in counts]

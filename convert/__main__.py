@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from firmware_ref.cli import Parser
 from firmware_ref.errors import HOLDS, InputError, guarded
 
 TARGETS = ("tflite-micro",)
@@ -17,7 +18,7 @@ SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "esc10-report-125k.
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of ``python -m convert``."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m convert",
         description="Turn a QAT checkpoint into a full INT8 TFLite flatbuffer and the C files that "
         "hold it. The scales are those training learned; nothing calibrates again.",

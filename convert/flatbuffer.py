@@ -179,4 +179,4 @@ def _option(builder: flatbuffers.Builder, kind: str, value: Any) -> _Scalar | in
         return _Scalar(schema.PADDINGS.index(value), "b")
     if kind == "activation":
         return _Scalar(schema.ACTIVATIONS.index(value), "b")
-    return _Scalar(value, {"int": "i", "bool": "?", "float": "f"}[kind])
+    return _Scalar(value, {"int": "i", "byte": "b", "bool": "?", "float": "f"}[kind])

@@ -72,6 +72,12 @@ def convert(
 
 
 def _metadata(saved: Checkpoint) -> bytes:
-    """Labels, features and normalisation, for whoever runs the model from sound."""
-    content = {key: saved.manifest[key] for key in ("labels", "features", "input_normalization")}
+    """Labels, features and normalisation, checked, for whoever runs the model from sound."""
+    found = saved.metadata
+    content = {
+        "labels": found.labels,
+        "features": found.features.to_dict(),
+        "input_normalization": {"mean": found.mean, "std": found.std},
+        "dataset": {"test_fold": found.test_fold},
+    }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from firmware_ref import graph as model_file
 from firmware_ref.audio import read_audio, windows
 from firmware_ref.classify import Classifier
-from firmware_ref.errors import CHECK_FAILED, HOLDS, InputError, guarded, read_bytes
+from firmware_ref.cli import Parser
+from firmware_ref.errors import (
+    CHECK_FAILED,
+    HOLDS,
+    InputError,
+    guarded,
+    read_bytes,
+    write_whole,
+)
+from firmware_ref.features import FeatureDefinition
 from firmware_ref.oracle import ORACLES, oracle
+from firmware_ref.signals import as_wav, signal_clips
 from firmware_ref.verify import Mismatch, Progress, Report, random_inputs, read_inputs, verify
 
 DEFAULT_RANDOM = 16
@@ -30,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m firmware_ref", description=__doc__)
+    parser = Parser(prog="python -m firmware_ref", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser(
@@ -68,6 +80,25 @@ def _parser() -> argparse.ArgumentParser:
     play.set_defaults(command=_run)
     play.add_argument("model", metavar="MODEL.tflite")
     play.add_argument("audio", metavar="AUDIO")
+
+    pack = commands.add_parser(
+        "inputs",
+        help="turn sounds into an .npz of network inputs for verify --inputs",
+        description="Write the int8 network input of every one-second window of AUDIO.",
+    )
+    pack.set_defaults(command=_inputs)
+    pack.add_argument("model", metavar="MODEL.tflite")
+    pack.add_argument("audio", nargs="+", metavar="AUDIO")
+    pack.add_argument("--out", required=True, metavar="FILE.npz")
+
+    make = commands.add_parser(
+        "signals",
+        help="write test sounds made by code",
+        description="Write silence, a constant, a full-scale square wave, impulses, a sweep and "
+        "noise as one-second WAV files.",
+    )
+    make.set_defaults(command=_signals)
+    make.add_argument("--out", required=True, metavar="DIR")
 
     for command in (check, play):
         command.add_argument("--json", action="store_true", help="print JSON to stdout")
@@ -127,7 +158,9 @@ def _run(arguments: argparse.Namespace) -> int:
     samples = read_audio(arguments.audio, wanted.features.sample_rate_hz)
     cut = windows(samples, wanted.features)
     show = None if arguments.quiet else _progress()
-    by_window = classifier.probabilities(cut, show and (lambda done: show(done, len(cut))))
+    by_window = classifier.probabilities(
+        classifier.inputs(cut), show and (lambda done: show(done, len(cut)))
+    )
     probabilities = by_window.mean(axis=0)
     label = wanted.labels[int(probabilities.argmax())]
     seconds = wanted.features.clip_samples / wanted.features.sample_rate_hz
@@ -148,6 +181,30 @@ def _run(arguments: argparse.Namespace) -> int:
         ],
     }
     print(json.dumps(result, indent=2))
+    return HOLDS
+
+
+def _inputs(arguments: argparse.Namespace) -> int:
+    classifier = Classifier(model_file.read(arguments.model))
+    wanted = classifier.metadata.features
+    parts = [
+        classifier.inputs(windows(read_audio(path, wanted.sample_rate_hz), wanted))
+        for path in arguments.audio
+    ]
+    stream = io.BytesIO()
+    np.savez(stream, inputs=np.concatenate(parts))
+    write_whole(arguments.out, stream.getvalue())
+    print(f"{sum(map(len, parts))} windows of {len(parts)} sounds: {arguments.out}")
+    return HOLDS
+
+
+def _signals(arguments: argparse.Namespace) -> int:
+    definition = FeatureDefinition()
+    clips = signal_clips(definition)
+    for name, samples in clips.items():
+        path = Path(arguments.out) / f"{name}.wav"
+        write_whole(path, as_wav(samples, definition.sample_rate_hz))
+    print(f"{len(clips)} sounds made by code: {arguments.out}/{{{','.join(clips)}}}.wav")
     return HOLDS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from firmware_ref.features import FeatureDefinition
 
 LONGEST_SECONDS = 3600
 LARGEST_CHANNELS = 64
-SAMPLE_RATES_HZ = (1_000, 768_000)
+SAMPLE_RATES_HZ = (1_000, 192_000)
+BLOCK_FRAMES = 1 << 16
+# Programs that cannot seek back write a size near 2^31 or 2^32 for "unknown".
+UNKNOWN_SIZE = 0x7FFF_0000
 ACTIVE_DBFS = -60.0
 
 
@@ -20,29 +24,28 @@ def read_audio(path: str | Path, sample_rate_hz: int) -> np.ndarray:
     """Read any file soundfile reads as (n,) float32 mono samples at ``sample_rate_hz``.
 
     Channels are averaged, other rates resampled (soxr, high quality); samples are nominally in
-    [-1, 1]. Raises `InputError` for a file that is missing, unreadable, empty, longer than an
-    hour, or holds NaN or infinity.
+    [-1, 1]. Raises `InputError` for a file that is missing, unreadable, cut short (as far as its
+    format tells), empty, longer than an hour, or holds NaN or infinity.
     """
     soundfile, soxr = _libraries()
     what = f"audio {str(path)!r}"
     if not Path(path).is_file():
         raise InputError(f"{what} is not a file; give the path of a sound file")
     try:
-        with soundfile.SoundFile(str(path)) as sound:
-            rate, channels, frames = sound.samplerate, sound.channels, sound.frames
-            _check_header(what, rate, channels, frames)
-            # A damaged header may promise what the file does not hold: read, do not trust.
-            samples = sound.read(rate * LONGEST_SECONDS if frames < 0 else frames, "float32", True)
-    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, TypeError) as error:
+        # By descriptor, so that libsndfile judges by content and not by the name's ending.
+        with (
+            Path(path).open("rb") as stream,
+            soundfile.SoundFile(stream.fileno(), closefd=False) as sound,
+        ):
+            _check_header(what, sound)
+            rate, mono = sound.samplerate, _mixed_down(what, sound)
+    except soundfile.LibsndfileError as error:
         raise InputError(
-            f"{what} cannot be read as sound: {error}; allowed are WAV, FLAC, OGG, MP3 and "
-            "whatever else libsndfile reads"
+            f"{what} cannot be read as sound: {error.error_string} Allowed are WAV, FLAC, OGG, MP3 "
+            "and whatever else libsndfile reads"
         ) from None
-    if not len(samples):
-        raise InputError(f"{what} holds no samples; give a sound file of at least one sample")
-    if not np.isfinite(samples).all():
-        raise InputError(f"{what} holds NaN or infinite samples; export it again")
-    mono = samples.mean(axis=1, dtype=np.float32)
+    except OSError as error:
+        raise InputError(f"{what} cannot be read: {error.strerror}; check the path") from None
     if rate != sample_rate_hz:
         mono = soxr.resample(mono, rate, sample_rate_hz, quality="HQ")
         if not len(mono):
@@ -55,24 +58,62 @@ def _libraries() -> tuple[Any, Any]:
     try:
         import soundfile
         import soxr
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: soundfile without its libsndfile
+        name = getattr(error, "name", None) or "soundfile"
         raise InputError(
-            f"reading sound needs the package {error.name!r}; pip install 'tinyscene[audio]'"
+            f"reading sound needs the package {name!r}; pip install 'tinyscene[audio]'"
         ) from None
     return soundfile, soxr
 
 
-def _check_header(what: str, rate: int, channels: int, frames: int) -> None:
+def _check_header(what: str, sound: Any) -> None:
+    """Refuse what an open file declares before any of it is decoded."""
+    rate, channels, frames = sound.samplerate, sound.channels, sound.frames
     low, high = SAMPLE_RATES_HZ
     if not low <= rate <= high:
         raise InputError(f"{what}: sample rate {rate} Hz; allowed are {low:,} to {high:,} Hz")
     if not 1 <= channels <= LARGEST_CHANNELS:
         raise InputError(f"{what}: {channels} channels; allowed are 1 to {LARGEST_CHANNELS}")
+    if _is_cut_short(sound.extra_info):
+        raise InputError(f"{what} is cut short or damaged at its end; fetch it again")
+    if frames <= 0:
+        raise InputError(f"{what} holds no samples; give a sound file of at least one sample")
     if frames > rate * LONGEST_SECONDS:
         raise InputError(
             f"{what} lasts {frames / rate:,.0f} s; at most {LONGEST_SECONDS:,} s are accepted; "
             "cut it"
         )
+
+
+def _is_cut_short(log: str) -> bool:
+    """Whether libsndfile noted, and forgave, that the end of the sound is missing.
+
+    ``log`` is its account of the header: ``data : 88200 (should be 79375)`` where a WAV, AIFF or
+    AU file promises more bytes than it has, and remarks on an OGG file without its last page or
+    with a part of one.
+    """
+    if "Last page lacks an end-of-stream bit" in log or "Junk after the last page" in log:
+        return True
+    sizes = re.findall(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.M)
+    return any(int(held) < int(promised) < UNKNOWN_SIZE for promised, held in sizes)
+
+
+def _mixed_down(what: str, sound: Any) -> np.ndarray:
+    """All frames of an open file, channels averaged: (n,) float32, finite, n > 0.
+
+    In blocks: a damaged header may promise hours of many channels that the file does not hold.
+    """
+    blocks: list[np.ndarray] = []
+    while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+        if not np.isfinite(block).all():
+            raise InputError(f"{what} holds NaN or infinite samples; export it again")
+        blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+    decoded = sum(map(len, blocks))
+    if not decoded or decoded < sound.frames:
+        raise InputError(
+            f"{what} is cut short: {decoded:,} of {sound.frames:,} frames; fetch it again"
+        )
+    return np.concatenate(blocks)
 
 
 def windows(

@@ -22,23 +22,24 @@ class Classifier:
 
     def inputs(self, windows: np.ndarray) -> np.ndarray:
         """Windows (N, clip_samples) float32 to network inputs (N, F, T, C) int8."""
-        quantization = self.interpreter.input.quantization
-        assert quantization is not None
         parts = [
-            scheme.quantize(self._normalised(windows[start : start + BATCH]), quantization)
+            self.quantize(features(windows[start : start + BATCH], self.metadata.features))
             for start in range(0, len(windows), BATCH)
         ]
         return np.concatenate(parts)
 
+    def quantize(self, features: np.ndarray) -> np.ndarray:
+        """Features (N, F, T, 3) float32 to network inputs (N, F, T, C) int8."""
+        quantization = self.interpreter.input.quantization
+        assert quantization is not None
+        x = frontend.network_input(features, self.metadata.mean, self.metadata.std)
+        return scheme.quantize(x, quantization)
+
     def probabilities(
-        self, windows: np.ndarray, progress: Callable[[int], None] | None = None
+        self, inputs: np.ndarray, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Windows (N, clip_samples) float32 to class probabilities (N, classes) float64."""
+        """Network inputs (N, F, T, C) int8 to class probabilities (N, classes) float64."""
         quantization = self.interpreter.output.quantization
         assert quantization is not None
-        outputs = self.interpreter.run(self.inputs(windows), progress)
+        outputs = self.interpreter.run(inputs, progress)
         return frontend.probabilities(outputs, quantization)
-
-    def _normalised(self, windows: np.ndarray) -> np.ndarray:
-        wanted = self.metadata
-        return frontend.network_input(features(windows, wanted.features), wanted.mean, wanted.std)

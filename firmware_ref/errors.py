@@ -12,6 +12,7 @@ from typing import Protocol
 HOLDS = 0
 CHECK_FAILED = 1
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 class Main(Protocol):
@@ -33,6 +34,9 @@ def guarded(main: Main) -> Main:
         except InputError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return BAD_INPUT
+        except KeyboardInterrupt:
+            print("interrupted; nothing half-written was left behind", file=sys.stderr)
+            return INTERRUPTED
         except BrokenPipeError:
             # The reader (head, less) went away; that is no fault of ours.
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives until exit

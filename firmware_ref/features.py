@@ -49,10 +49,12 @@ class FeatureDefinition:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureDefinition:
         """The definition those values describe; any but the supported one is refused."""
+        if not isinstance(values, Mapping):
+            raise InputError(f"feature definition: {values!r} is not a table; give keys and values")
         supported = cls()
-        if dict(values) != supported.to_dict():
-            own = supported.to_dict()
-            odd = sorted(k for k in {*own, *values} if own.get(k) != values.get(k))
+        own = supported.to_dict()
+        odd = sorted({*own} ^ {*values} or {k for k in own if own[k] != values[k]})
+        if odd:
             raise InputError(
                 f"feature definition: {odd[0]}={values.get(odd[0])!r} is not supported; "
                 f"allowed: {own.get(odd[0], 'absent')!r}"
@@ -105,7 +107,7 @@ def log_mel(samples: np.ndarray, definition: FeatureDefinition) -> np.ndarray:
             spectrum = np.fft.rfft(clip[part] * window, axis=-1)
             power = spectrum.real**2 + spectrum.imag**2
             result[:, part] = np.log(power @ filters + definition.log_floor).T
-    return out.reshape(*lead, definition.mel_bands, -1)
+    return out.reshape(*lead, *out.shape[1:])
 
 
 def delta(x: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class Source:
     def scalar(self, position: int, form: ScalarFormat) -> int | float:
         """The little-endian scalar at ``position``."""
         self.check(position, _SIZES[form])
-        return struct.unpack_from("<" + form, self.data, position)[0]  # type: ignore[no-any-return]
+        return struct.unpack_from("<" + form, self.data, position)[0]
 
     def offset(self, position: int) -> int:
         """The position that the unsigned offset stored at ``position`` leads to."""

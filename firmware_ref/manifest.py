@@ -52,13 +52,15 @@ def read_checkpoint_manifest(path: str | Path) -> dict[str, Any]:
 class ModelMetadata:
     """What a ``.tflite`` model says of itself: class labels in order, features, normalisation.
 
-    ``mean`` and ``std`` have one entry an input channel.
+    ``mean`` and ``std`` have one entry an input channel; ``test_fold`` is the fold of its dataset
+    that training did not hear, None where the model does not say.
     """
 
     labels: tuple[str, ...]
     features: FeatureDefinition
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    test_fold: int | None = None
 
 
 def model_metadata(graph: Graph) -> ModelMetadata:
@@ -72,29 +74,50 @@ def model_metadata(graph: Graph) -> ModelMetadata:
     what = f"model metadata {METADATA_NAME!r}"
     try:
         values = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} is not JSON; convert the model again") from None
+    input_shape = graph.tensors[graph.inputs[0]].shape
+    output_shape = graph.tensors[graph.outputs[0]].shape
+    return parse_metadata(values, input_shape, output_shape, what)
+
+
+def parse_metadata(
+    values: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...], what: str
+) -> ModelMetadata:
+    """Metadata from JSON values of a model or of a checkpoint's manifest, every field checked.
+
+    ``input_shape`` (1, F, T, C) and ``output_shape`` (1, classes) are the network's; ``what``
+    names the source in errors.
+    """
+    try:
         labels, definition = values["labels"], values["features"]
         normalization = values["input_normalization"]
         mean, std = normalization["mean"], normalization["std"]
+        test_fold = values.get("dataset", {}).get("test_fold")
         found = FeatureDefinition.from_dict(definition)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{what} is malformed; convert the model again") from None
-    shape = graph.tensors[graph.inputs[0]].shape
-    if shape[1:-1] != (found.mel_bands, found.frames) or shape[-1] not in (1, 3):
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{what} is malformed; make it again with this version") from None
+    if input_shape[1:-1] != (found.mel_bands, found.frames) or input_shape[-1] not in (1, 3):
         raise InputError(
-            f"model input has shape={shape}; its features give (1, {found.mel_bands}, "
-            f"{found.frames}, C) with C of 1 or 3"
+            f"{what}: the network input has shape={input_shape}; its features give "
+            f"(1, {found.mel_bands}, {found.frames}, C) with C of 1 or 3"
         )
-    classes = graph.tensors[graph.outputs[0]].shape
-    if not _distinct_names(labels) or classes != (1, len(labels)):
-        raise InputError(f"{what}: labels={labels!r:.80} do not fit the output of {classes}")
+    if not _distinct_names(labels) or output_shape != (1, len(labels)):
+        raise InputError(f"{what}: labels={labels!r:.80} do not fit the output of {output_shape}")
     for name, numbers in (("mean", mean), ("std", std)):
-        if not _finite_numbers(numbers, shape[-1]) or (name == "std" and min(numbers) <= 0):
+        if not _finite_numbers(numbers, input_shape[-1]) or (name == "std" and min(numbers) <= 0):
             raise InputError(
-                f"{what}: {name}={numbers!r:.80}; allowed are {shape[-1]} finite numbers, "
+                f"{what}: {name}={numbers!r:.80}; allowed are {input_shape[-1]} finite numbers, "
                 "one a channel, the std above 0"
             )
+    if test_fold is not None and type(test_fold) is not int:
+        raise InputError(f"{what}: test_fold={test_fold!r:.80} must be an integer or absent")
     return ModelMetadata(
-        tuple(labels), found, tuple(float(v) for v in mean), tuple(float(v) for v in std)
+        tuple(labels),
+        found,
+        tuple(float(v) for v in mean),
+        tuple(float(v) for v in std),
+        test_fold,
     )
 
 

@@ -65,8 +65,8 @@ BUILTIN_OPERATORS = tuple(_NAMES.split())
 class Option:
     """One field of an operator's options: its slot, its type and the schema's default.
 
-    ``type`` is ``"int"``, ``"byte"``, ``"bool"``, ``"float"``, ``"ints"`` (a vector), ``"padding"`` or
-    ``"activation"``.
+    ``type`` is ``"int"``, ``"byte"``, ``"bool"``, ``"float"``, ``"ints"`` (a vector),
+    ``"padding"`` or ``"activation"``.
     """
 
     slot: int

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from firmware_ref.cli import Parser
 from firmware_ref.errors import HOLDS, guarded, write_whole
 from train.config import load_config
 from train.data import Progress, Recording, data_folder, load_dataset
@@ -17,7 +18,7 @@ from train.loop import Epoch
 
 def train_parser() -> argparse.ArgumentParser:
     """Arguments of ``python -m train``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m train",
         description="Train a network in float, then quantisation-aware.",
         epilog="example: python -m train --config esc10 --data recordings --fold 1 --out runs/1; "
@@ -37,7 +38,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def evaluate_parser() -> argparse.ArgumentParser:
     """Arguments of ``python -m train evaluate``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m train evaluate",
         description="Measure a checkpoint (torch) or a .tflite (device arithmetic) on a fold.",
         epilog="example: python -m train evaluate --model model.tflite --data recordings --fold 1",

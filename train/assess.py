@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
-from firmware_ref import frontend, graph, scheme
+from firmware_ref import frontend, graph
 from firmware_ref.classify import Classifier
 from firmware_ref.errors import InputError
-from firmware_ref.features import FeatureDefinition
 from firmware_ref.manifest import read_checkpoint_manifest
 from train import checkpoint, loop, qat_checkpoint
-from train.data import Dataset, Progress, Windows, extract
+from train.data import Dataset, Progress, extract
 from train.evaluate import Metrics, measure, module_probabilities
 from train.model import build_model
 
@@ -26,44 +24,40 @@ def assess(path: Path, dataset: Dataset, fold: int, progress: Progress) -> dict[
     """
     if path.suffix == ".tflite":
         return {"int8": _measure_int8(path, dataset, fold, progress)}
-    manifest = read_checkpoint_manifest(path)
-    trained_without = manifest.get("dataset", {}).get("test_fold")
-    if trained_without != fold:
-        raise InputError(
-            f"checkpoint {str(path)!r} was trained without fold {trained_without}, so with fold "
-            f"{fold} among its training data; measure it with --fold {trained_without}"
-        )
-    _check_labels(manifest["labels"], dataset)
-    definition = FeatureDefinition.from_dict(manifest["features"])
-    data = extract(dataset.split(fold)[1], definition, progress=progress)
-    normalization = manifest["input_normalization"]
-    x = frontend.network_input(data.features, normalization["mean"], normalization["std"])
-    stage = manifest["stage"]
     module: nn.Module
-    if stage == "qat":
-        module = qat_checkpoint.load(path)[1]
+    if read_checkpoint_manifest(path)["stage"] == qat_checkpoint.STAGE:
+        saved, module = qat_checkpoint.load(path)
     else:
         saved = checkpoint.load(path, "float")
         module = build_model(saved.network)
         loop.load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
-    return {stage: _metrics(module_probabilities(module, x), data)}
+    wanted = saved.metadata
+    _check_fold(str(path), wanted.test_fold, fold)
+    _check_labels(list(wanted.labels), dataset)
+    data = extract(dataset.split(fold)[1], wanted.features, progress=progress)
+    x = frontend.network_input(data.features, wanted.mean, wanted.std)
+    return {
+        saved.manifest["stage"]: measure(module_probabilities(module, x), data.labels, data.clips)
+    }
 
 
 def _measure_int8(path: Path, dataset: Dataset, fold: int, progress: Progress) -> Metrics:
     """The flatbuffer through `firmware_ref`: the numbers a device computes."""
     classifier = Classifier(graph.read(path))
-    wanted = classifier.metadata
-    _check_labels(list(wanted.labels), dataset)
-    data = extract(dataset.split(fold)[1], wanted.features, progress=progress)
-    model = classifier.interpreter
-    assert model.input.quantization is not None and model.output.quantization is not None
-    x = frontend.network_input(data.features, wanted.mean, wanted.std)
-    outputs = model.run(scheme.quantize(x, model.input.quantization))
-    return _metrics(frontend.probabilities(outputs, model.output.quantization), data)
-
-
-def _metrics(probabilities: np.ndarray, data: Windows) -> Metrics:
+    _check_fold(str(path), classifier.metadata.test_fold, fold)
+    _check_labels(list(classifier.metadata.labels), dataset)
+    data = extract(dataset.split(fold)[1], classifier.metadata.features, progress=progress)
+    probabilities = classifier.probabilities(classifier.quantize(data.features))
     return measure(probabilities, data.labels, data.clips)
+
+
+def _check_fold(path: str, unheard: int | None, fold: int) -> None:
+    """A figure on folds that were trained on says nothing."""
+    if unheard != fold:
+        raise InputError(
+            f"model {path!r} was trained on fold {fold} (it says that it never heard fold "
+            f"{unheard}); measure it with --fold {unheard}"
+        )
 
 
 def _check_labels(labels: list[str], dataset: Dataset) -> None:

@@ -18,6 +18,8 @@ from firmware_ref.manifest import (
     CHECKPOINT_FORMAT,
     CHECKPOINT_VERSION,
     MANIFEST_KEY,
+    ModelMetadata,
+    parse_metadata,
     read_checkpoint_manifest,
 )
 
@@ -33,6 +35,13 @@ class Checkpoint:
     def network(self) -> Network:
         """The network the tensors belong to."""
         return Network.from_dict(self.manifest["network"])
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """Labels, features and normalisation, checked against the network."""
+        network = self.network
+        shape = (1, network.input_bands, network.input_frames, network.input_channels)
+        return parse_metadata(self.manifest, shape, (1, network.classes), "checkpoint manifest")
 
 
 def save(path: str | Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ class Model:
         tensor.buffer = self.buffer(b"" if data is None else data.astype(dtype).tobytes())
         if scale is not None:
             quantization = fb.QuantizationParametersT()
-            quantization.scale = np.atleast_1d(np.float32(scale))
+            quantization.scale = np.atleast_1d(np.asarray(scale, np.float32))
             quantization.zeroPoint = np.full(quantization.scale.size, zero_point, np.int64)
             quantization.quantizedDimension = axis
             tensor.quantization = quantization
@@ -138,7 +138,7 @@ def random_int8(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
 
 PADDING = {"SAME": fb.Padding.SAME, "VALID": fb.Padding.VALID}
 ACTIVATION = {"NONE": 0, "RELU": 1}
-FIELDS = {
+FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "padding": ("padding", PADDING.__getitem__),
     "fused_activation": ("fusedActivationFunction", ACTIVATION.__getitem__),
     "stride_h": ("strideH", int),
@@ -158,7 +158,7 @@ def write(graph: Graph) -> bytes:
         model.tensor(
             tensor.name,
             tensor.shape,
-            found and found.scale,
+            found.scale if found else None,
             found.zero_point[0] if found else 0,
             tensor.data,
             tensor.dtype,
@@ -199,7 +199,9 @@ def _filled(tensor: Tensor, rng: np.random.Generator) -> Tensor:
     if "ssn_scale" in tensor.name or "sub_spectral_norm" in tensor.name:
         return replace(tensor, data=data, quantization=Quantization((0.01,), (0,)))
     axis = 3 if "frequency_conv" in tensor.name or "temporal_conv" in tensor.name else 0
-    scales = tuple(float(s) for s in np.float32(rng.uniform(0.002, 0.006, tensor.shape[axis])))
+    scales = tuple(
+        float(s) for s in rng.uniform(0.002, 0.006, tensor.shape[axis]).astype(np.float32)
+    )
     return replace(tensor, data=data, quantization=Quantization(scales, (0,) * len(scales), axis))
 
 

@@ -1,0 +1,134 @@
+"""Errors people see, files read and written whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from firmware_ref import errors
+from firmware_ref.errors import BAD_INPUT, HOLDS, InputError, guarded, read_bytes, write_whole
+
+
+def command(error: BaseException | None = None, code: int = HOLDS) -> errors.Main:
+    @guarded
+    def main(argv: Sequence[str] | None = None) -> int:
+        if error is not None:
+            raise error
+        return code
+
+    return main
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_the_exit_code_of_a_command_passes_through(code: int) -> None:
+    assert command(code=code)([]) == code
+
+
+def test_an_input_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(InputError("name='a'\n  is not\t allowed;\r\n mend it"))([]) == BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: name='a' is not allowed; mend it\n"
+
+
+def test_any_other_error_is_a_bug_and_is_not_hidden() -> None:
+    with pytest.raises(KeyError):
+        command(KeyError("bug"))([])
+    with pytest.raises(KeyboardInterrupt):
+        command(KeyboardInterrupt())([])
+
+
+def test_a_reader_that_went_away_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert command(BrokenPipeError())([]) == HOLDS
+    sys.stdout.close()  # the null device, which a command leaves open until it exits
+
+
+def test_the_arguments_reach_the_command() -> None:
+    seen: list[Sequence[str] | None] = []
+
+    @guarded
+    def main(argv: Sequence[str] | None = None) -> int:
+        seen.append(argv)
+        return HOLDS
+
+    main(["a"])
+    main()
+    assert seen == [["a"], None]
+
+
+# Reading
+
+
+def test_a_file_on_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5, "thing") == b"12345"
+    with pytest.raises(InputError, match=r"thing .*a' has 5 bytes; at most 4 are accepted"):
+        read_bytes(path, 4, "thing")
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path, reason in (
+        (tmp_path / "absent", "No such file"),
+        (tmp_path, "is not a file"),
+        (loop, "symbolic links"),
+        (tmp_path / ("x" * 300), "too long"),
+        (tmp_path / "a" / "b", "No such file"),
+    ):
+        with pytest.raises(InputError, match=reason) as caught:
+            read_bytes(path, 100, "thing")
+        assert "thing" in str(caught.value) and path.name in str(caught.value)
+
+
+# Writing
+
+
+def test_a_file_is_written_with_its_folders_and_replaces_another(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.bin"
+    write_whole(path, b"old and longer")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_written_file_has_the_rights_a_plain_one_would_have(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "a", b"")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "a"
+    write_whole(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "a", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot be written") as caught:
+            write_whole(path, b"")
+        assert repr(str(path)) in str(caught.value) and "--out" in str(caught.value)

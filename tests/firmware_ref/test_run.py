@@ -1,0 +1,115 @@
+"""The interpreter: batches, memory, and what it refuses before it runs."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from firmware_ref.errors import InputError
+from firmware_ref.graph import Operator, parse
+from firmware_ref.run import BATCH, Interpreter
+from firmware_ref.verify import random_inputs
+from tests.firmware_ref.build import Model
+
+
+def test_a_batch_is_its_examples(model_bytes: bytes) -> None:
+    graph = parse(model_bytes)
+    interpreter = Interpreter(graph)
+    inputs = random_inputs(graph, BATCH + 3, 0)
+    outputs = interpreter.run(inputs)
+    assert outputs.shape == (BATCH + 3, 3) and outputs.dtype == np.int8
+    each = np.concatenate([interpreter.run(one[None]) for one in inputs])
+    assert np.array_equal(outputs, each)
+    assert len(np.unique(outputs, axis=0)) > 1
+
+
+def test_run_all_ends_in_what_run_gives(model_bytes: bytes) -> None:
+    graph = parse(model_bytes)
+    inputs = random_inputs(graph, 2, 0)
+    values = Interpreter(graph).run_all(inputs)
+    written = [operator.outputs[0] for operator in graph.operators]
+    assert list(values) == [graph.inputs[0], *written]
+    assert all(
+        v.dtype == np.int8 and v.shape[1:] == graph.tensors[i].shape[1:] for i, v in values.items()
+    )
+    assert np.array_equal(values[graph.outputs[0]], Interpreter(graph).run(inputs))
+
+
+def test_run_leaves_its_inputs_and_reports_progress(model_bytes: bytes) -> None:
+    graph = parse(model_bytes)
+    inputs = random_inputs(graph, BATCH + 1, 0)
+    kept = inputs.copy()
+    seen: list[int] = []
+    Interpreter(graph).run(inputs, seen.append)
+    assert np.array_equal(inputs, kept)
+    assert seen == [BATCH, BATCH + 1]
+
+
+def test_run_frees_what_it_no_longer_needs() -> None:
+    """Forty maps in a chain take the memory of a few, beside what one operator uses."""
+    model = Model()
+    shape = (1, 64, 64, 16)
+    tensors = [model.tensor(f"t{i}", shape, 0.5, 0) for i in range(41)]
+    for source, output in itertools.pairwise(tensors):
+        model.add("QUANTIZE", [source], [output])
+    graph = parse(model.pack([tensors[0]], [tensors[-1]]))
+    interpreter, inputs = Interpreter(graph), random_inputs(graph, BATCH, 0)
+    tracemalloc.start()
+    interpreter.run(inputs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * inputs.nbytes
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        np.zeros((1, 128, 44, 3), np.float32),
+        np.zeros((1, 128, 44, 1), np.int8),
+        np.zeros((128, 44, 3), np.int8),
+        np.zeros((0, 128, 44, 3), np.int8),
+    ],
+)
+def test_refuses_other_inputs(model_bytes: bytes, inputs: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"int8 \(N, 128, 44, 3\)"):
+        Interpreter(parse(model_bytes)).run(inputs)
+
+
+def test_names_the_operator_it_cannot_run() -> None:
+    model = Model()
+    x, y = (model.tensor(name, (1, 4), 0.5, 0) for name in ("x", "layer"))
+    model.add("CUSTOM:Mystery", [x], [y])
+    with pytest.raises(InputError, match=r"CUSTOM:Mystery of 'layer'.*allowed: ADD"):
+        Interpreter(parse(model.pack([x], [y])))
+
+
+def test_refuses_a_float_model() -> None:
+    model = Model()
+    x, y = (model.tensor(name, (1, 4), dtype="float32") for name in ("x", "y"))
+    model.add("LOGISTIC", [x], [y])
+    with pytest.raises(InputError, match="dtype=float32; only full INT8"):
+        Interpreter(parse(model.pack([x], [y])))
+
+
+def test_refuses_a_float_tensor_inside(model_bytes: bytes) -> None:
+    graph = parse(model_bytes)
+    inner = graph.operators[3].outputs[0]
+    tensors = list(graph.tensors)
+    tensors[inner] = replace(tensors[inner], dtype="float32")
+    with pytest.raises(InputError, match="not quantised to int8"):
+        Interpreter(replace(graph, tensors=tuple(tensors)))
+
+
+def test_refuses_two_inputs_or_outputs(model_bytes: bytes) -> None:
+    graph = parse(model_bytes)
+    with pytest.raises(InputError, match="graph outputs=2"):
+        Interpreter(replace(graph, outputs=(graph.outputs[0], graph.operators[0].outputs[0])))
+    with pytest.raises(InputError, match="graph inputs=0"):
+        Interpreter(replace(graph, inputs=()))
+    with pytest.raises(InputError, match="inputs=1 and outputs=2"):
+        split = Operator("LOGISTIC", (0,), (1, 2))
+        Interpreter(replace(graph, operators=(split,)))

@@ -1,0 +1,186 @@
+"""Small networks, recordings made by code and configurations that the training tests share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from firmware_ref.arch import Network
+from firmware_ref.lowering import lower
+from train.config import Config, parse_config
+from train.data import Windows
+from train.fold import fold
+from train.loop import module_tensors
+from train.model import BCResNetMod, build_model
+from train.qat import DeviceNetwork
+
+RATE_HZ = 44_100
+LABELS = ("Dog bark", "Rain", "Sea waves", "Crying baby", "Clock tick")
+MakeEsc10 = Callable[..., Path]
+
+
+def write_index(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """An index as ESC-10's, of any rows."""
+    with (folder / "meta.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["filename", "label", "label_id", "fold"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def make_esc10(tmp_path_factory: pytest.TempPathFactory) -> MakeEsc10:
+    """Write a tree shaped as ESC-10: every class hums at a pitch of its own, under noise."""
+
+    def make(
+        classes: int = 3, folds: int = 2, clips: int = 2, seconds: Sequence[float] = (1.3,)
+    ) -> Path:
+        rng = np.random.default_rng(7)
+        root = tmp_path_factory.mktemp("recordings")
+        folder = root / "esc10"
+        rows: list[dict[str, object]] = []
+        for label in range(classes):
+            (folder / LABELS[label]).mkdir(parents=True)
+            for number in range(folds * clips):
+                length = round(seconds[number % len(seconds)] * RATE_HZ)
+                time = np.arange(length) / RATE_HZ
+                hum = np.sin(2 * np.pi * 300 * 2**label * time + rng.uniform(0, 6))
+                sound = 0.2 * hum + 0.02 * rng.standard_normal(length)
+                name = f"{LABELS[label]}/{number % folds + 1}-{number}.wav"
+                soundfile.write(folder / name, sound, RATE_HZ, subtype="PCM_16")
+                row = {"label": LABELS[label], "label_id": label, "fold": number % folds + 1}
+                rows.append({"filename": name, **row})
+        write_index(folder, rows)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_esc10(make_esc10: MakeEsc10) -> Path:
+    """Three classes, two folds, two clips of 1.3 s a class and fold; the folder above esc10/."""
+    return make_esc10()
+
+
+@pytest.fixture
+def tiny_network() -> Network:
+    """Every kind of layer, in about 1,500 parameters and on maps of 32 x 20."""
+    return Network(
+        name="tiny",
+        stem_channels=8,
+        widths=(8, 12),
+        blocks=(2, 1),
+        pool_after=(1,),
+        conv_bias=True,
+        head_channels=16,
+        classes=3,
+        input_bands=32,
+        input_frames=20,
+    )
+
+
+TinyConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def tiny_config(tiny_network: Network) -> TinyConfig:
+    """A configuration of two short epochs a stage; keyword arguments replace whole sections."""
+
+    def make(**sections: Any) -> Config:
+        stage = {"epochs": 2, "learning_rate": 0.05, "batch_size": 8}
+        values = {
+            "model": tiny_network.to_dict(),
+            "data": {"windows_per_clip": 2},
+            "float": {**stage, "restart_epochs": [1], "weight_decay": 1e-3},
+            "qat": {**stage, "learning_rate": 1e-3, "calibration_batches": 2},
+            **sections,
+        }
+        return parse_config(values, "tiny")
+
+    return make
+
+
+@pytest.fixture
+def tiny_windows(rng: np.random.Generator) -> Windows:
+    """24 normalised windows of 12 clips and 3 classes; a class is loud in bands of its own."""
+    labels = np.repeat(np.arange(12) % 3, 2)
+    features = rng.standard_normal((24, 32, 20, 3)).astype(np.float32)
+    for window, label in zip(features, labels, strict=True):
+        window[10 * label : 10 * label + 8] += 2
+    return Windows(features, labels, np.repeat(np.arange(12), 2))
+
+
+def random_network(rng: np.random.Generator, number: int) -> Network:
+    """Any member of the family that fits 128 x 44."""
+    stages = int(rng.integers(1, 5))
+    numbers = np.arange(1, stages + 1)
+    return Network(
+        name=f"random{number}",
+        stem_channels=int(rng.integers(8, 65)),
+        widths=tuple(int(w) for w in rng.choice([8, 12, 16, 40, 64], stages)),
+        blocks=tuple(int(b) for b in rng.integers(1, 3, stages)),
+        pool_after=tuple(int(n) for n in numbers[rng.random(stages) < 0.5]),
+        ssn_bands=int(rng.choice([1, 2, 4])),
+        conv_bias=bool(rng.random() < 0.5),
+        stem_norm=bool(rng.random() < 0.5),
+        head_channels=int(rng.integers(8, 65)) if rng.random() < 0.6 else None,
+        head_norm=bool(rng.random() < 0.5),
+        res_norm=bool(rng.random() < 0.8),
+        first_res_norm=str(rng.choice(["input", "stem"])),
+        classes=int(rng.integers(2, 12)),
+        input_channels=int(rng.choice([1, 3])),
+    )
+
+
+@pytest.fixture(scope="session")
+def family() -> list[Network]:
+    """Twelve random networks, the same in every run; both sorts of each switch are among them."""
+    rng = np.random.default_rng(42)
+    networks = [random_network(rng, number) for number in range(12)]
+    for switch in ("head_norm", "res_norm", "stem_norm", "conv_bias", "first_res_norm"):
+        assert len({getattr(network, switch) for network in networks}) == 2
+    assert {network.ssn_bands for network in networks} == {1, 2, 4}
+    assert {network.head_channels is None for network in networks} == {True, False}
+    return networks
+
+
+BuildTrained = Callable[..., BCResNetMod]
+
+
+@pytest.fixture
+def trained() -> BuildTrained:
+    """A network whose batch norms have statistics and affine parts as if trained; in eval mode."""
+
+    def build(network: Network, seed: int = 0) -> BCResNetMod:
+        torch.manual_seed(seed)
+        model = build_model(network)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.3)
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.3, 2)
+        return model.eval()
+
+    return build
+
+
+BuildDevice = Callable[[BCResNetMod], DeviceNetwork]
+
+
+@pytest.fixture
+def folded() -> BuildDevice:
+    """The device graph of a network, batch norms folded, still in float."""
+
+    def build(model: BCResNetMod) -> DeviceNetwork:
+        graph = lower(model.network)
+        return DeviceNetwork(graph, fold(model.network, module_tensors(model), graph)).eval()
+
+    return build
