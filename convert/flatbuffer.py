@@ -13,6 +13,8 @@ from firmware_ref.graph import Graph, Operator, Quantization, Tensor
 
 # TFLM wants constant data at multiples of 16 bytes.
 DATA_ALIGNMENT_BYTES = 16
+# The schema's first operator field is one byte; larger codes put this there as a placeholder.
+LAST_SMALL_OPERATOR_CODE = 127
 
 
 def write(graph: Graph) -> bytes:
@@ -96,7 +98,8 @@ def _bytes(data: np.ndarray) -> bytes:
 
 def _operator_code(builder: flatbuffers.Builder, kind: str, version: int) -> int:
     code = schema.BUILTIN_OPERATORS.index(kind)
-    old = min(code, schema.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    # The schema's first field for the code is a signed byte; greater codes have a place-holder there.
+    old = min(code, schema.BUILTIN_OPERATORS.index("PLACEHOLDER_FOR_GREATER_OP_CODES"))
     return _table(builder, [_Scalar(old, "b"), None, _Scalar(version, "i"), _Scalar(code, "i")])
 
 

@@ -51,6 +51,8 @@ class _Matcher:
         self.exported, self.plan, self.constants = exported, plan, constants
         self.open = dict(enumerate(plan.operators))
         self.values: dict[int, _Value] = {}
+        if len(exported.inputs) != len(plan.inputs):
+            raise MismatchError(f"the exported graph has {len(exported.inputs)} inputs")
         for theirs, ours in zip(exported.inputs, plan.inputs, strict=True):
             self._bind(theirs, _Value(ours, IDENTITY), "the input")
 
@@ -59,7 +61,9 @@ class _Matcher:
         name = f"{operator.kind} {self.exported.name(operator)!r}"
         if operator.kind == "TRANSPOSE":
             source, table = operator.inputs
-            value, axes = self.values[source], self._data(table)
+            value, axes = self.values.get(source), self._data(table)
+            if value is None or sorted(map(int, axes)) != list(range(len(value.order))):
+                raise MismatchError(f"{name} reorders no activation of the device graph")
             order = tuple(value.order[int(a)] for a in axes)
             self._bind(operator.outputs[0], _Value(value.plan, order), name)
             return
@@ -75,9 +79,10 @@ class _Matcher:
         if self.open:
             missing = self.plan.name(next(iter(self.open.values())))
             raise MismatchError(f"the exported graph lacks {missing!r}")
-        outputs = tuple(self.values[i].plan for i in self.exported.outputs)
-        if outputs != self.plan.outputs:
-            raise MismatchError("the exported graph returns another tensor")
+        outputs = [self.values.get(i) for i in self.exported.outputs]
+        if outputs != [_Value(i, (0, 1)) for i in self.plan.outputs]:
+            names = [self.exported.tensors[i].name for i in self.exported.outputs]
+            raise MismatchError(f"the exported graph returns another tensor: {names}")
         return {theirs: value.plan for theirs, value in self.values.items()}
 
     def _bind(self, index: int, value: _Value, name: str) -> None:

@@ -67,7 +67,7 @@ def convert(
     graph = graphs.parse(model)
     count = count_graph(graph, "model.tflite", len(model))
     if violations := check(count, limits):
-        raise InputError(f"the model breaks a limit: {violations[0]}; use a smaller network")
+        raise InputError("; ".join(violation.message for violation in violations))
     return Conversion(model, graph, count, saved)
 
 

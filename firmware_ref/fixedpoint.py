@@ -11,7 +11,6 @@ A value "in Qm.n" is ``raw / 2**n`` with ``m`` integer bits, a sign bit and ``m 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,12 +37,6 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     if shift < -31:
         return 0, 0
     return q, shift
-
-
-def quantize_multipliers(reals: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
-    """`quantize_multiplier` of each: int64 arrays ``q`` and ``shift``, one entry a channel."""
-    pairs = [quantize_multiplier(real) for real in reals]
-    return np.array([q for q, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
 
 
 def srdhm(a: Integers, b: Integers) -> np.ndarray:

@@ -33,8 +33,6 @@ PADDINGS = ("SAME", "VALID")
 ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
 
 CUSTOM = 32
-# Operator codes above this one are written in `builtin_code`, not `deprecated_builtin_code`.
-PLACEHOLDER_FOR_GREATER_OP_CODES = 127
 
 _NAMES = """
 ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, mbqm, quantize_multipliers
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, mbqm
 from firmware_ref.ops.node import Affine, Node
 
 
@@ -70,7 +70,7 @@ def requantization(
         raise node.error(f"the int32 sum can reach {worst.max():,}; at most 2^31 - 1 is allowed")
     out = node.affine(node.output)
     scales = weight_scales(node, len(weights), axis)
-    multiplier, shift = quantize_multipliers(source.scale * s / out.scale for s in scales)
+    multiplier, shift = node.multipliers(source.scale * s / out.scale for s in scales)
     low, high = node.clamp()
     return Requantization(bias, multiplier, shift, out.zero_point, low, high)
 

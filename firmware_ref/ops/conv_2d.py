@@ -34,7 +34,10 @@ class Conv2D:
 
 
 def prepare(node: Node) -> Kernel:
-    """Filter (C_out, KF, KT, C_in) int8, zero points 0; optional int32 bias (C_out,)."""
+    """Filter (C_out, KF, KT, C_in) int8, zero points 0; optional int32 bias (C_out,).
+
+    Without a bias TFLM runs it and tflite-runtime refuses.
+    """
     node.check_inputs(2, 3)
     source, affine = node.activation(0)
     filters = node.constant(1)

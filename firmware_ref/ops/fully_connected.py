@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import quantize_multipliers
 from firmware_ref.ops.accumulate import Requantization, bias_of, exact_dtype, requantization
 from firmware_ref.ops.node import Kernel, Node
 
@@ -65,4 +64,4 @@ def _float32_multiplier(node: Node, input_scale: float) -> tuple[np.ndarray, np.
     quantization = node.tensor(1).quantization
     assert quantization is not None
     product = float(np.float32(input_scale) * np.float32(quantization.scale[0]))
-    return quantize_multipliers([product / node.affine(node.output).scale])
+    return node.multipliers([product / node.affine(node.output).scale])

@@ -16,7 +16,12 @@ OUTPUT = Affine(scale=1 / 256, zero_point=-128)
 
 
 def prepare(node: Node) -> Kernel:
-    """The input goes to Q4.27, the sigmoid comes in Q0.31 and is rounded to 8 bits."""
+    """The input goes to Q4.27, the sigmoid comes in Q0.31 and is rounded to 8 bits.
+
+    This is what TFLM computes. tflite-runtime rounds a table of float32 sigmoids instead: equal,
+    but for ties (input scales of 2^-7 and smaller powers of two) and for input scales of about 2
+    and above, where values at the edge of Q4.27 saturate here. `verify` shows such a model.
+    """
     source, out = unary(node)
     if out != OUTPUT:
         raise node.error(f"output is {out}; the kernels allow {OUTPUT}")

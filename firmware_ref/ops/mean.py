@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, quantize_multiplier
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
 from firmware_ref.ops.elementwise import Rescale
 from firmware_ref.ops.node import Kernel, Node
 
@@ -42,7 +42,7 @@ def prepare(node: Node) -> Kernel:
     )
     out = node.affine(node.output)
     count = math.prod(source.shape[axis] for axis in axes)
-    multiplier, shift = quantize_multiplier(affine.scale / out.scale)
+    multiplier, shift = node.multiplier(affine.scale / out.scale)
     bits = min(count.bit_length() - 1, 32, 31 + shift)
     folded = (multiplier << bits) // count
     rescale = Rescale(folded, shift - bits, out.zero_point, INT8_MIN, INT8_MAX)

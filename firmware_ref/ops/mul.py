@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import quantize_multiplier
 from firmware_ref.ops.elementwise import Operands, Rescale, operands
 from firmware_ref.ops.node import Kernel, Node
 
@@ -31,6 +30,6 @@ def prepare(node: Node) -> Kernel:
     inputs, first, second = operands(node)
     out = node.affine(node.output)
     low, high = node.clamp()
-    multiplier = quantize_multiplier(first.scale * second.scale / out.scale)
+    multiplier = node.multiplier(first.scale * second.scale / out.scale)
     rescale = Rescale(*multiplier, out.zero_point, low, high)
     return Mul(inputs, (first.zero_point, second.zero_point), rescale)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from firmware_ref.errors import InputError
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, quantize_multiplier
 from firmware_ref.graph import Graph, Operator, Tensor
 
 # Keeps every int32 sum over a tensor (255 an element) below 2**31.
@@ -150,6 +150,17 @@ class Node:
         if not abs(steps) < 2**31:
             raise self.error(f"output scale={affine.scale} is too small for its activation")
         return affine.zero_point + int(np.trunc(steps + np.copysign(0.5, steps)))
+
+    def multiplier(self, real: float) -> tuple[int, int]:
+        """`quantize_multiplier`, refused from 2**30 on, where C's ``1 << shift`` is undefined."""
+        if not real < 2.0**30:
+            raise self.error(f"scales give a multiplier of {real:.3g}; allowed is less than 2^30")
+        return quantize_multiplier(real)
+
+    def multipliers(self, reals: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
+        """`multiplier` of each: int64 arrays of significands and shifts, one entry a channel."""
+        pairs = [self.multiplier(real) for real in reals]
+        return np.array([q for q, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
 
     def check_output_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse an output whose shape in the file is not the one its inputs give."""

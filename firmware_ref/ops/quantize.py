@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, quantize_multiplier
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
 from firmware_ref.ops.elementwise import INT8_CODES, Rescale
 from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.ops.table import Table, unary
@@ -11,6 +11,6 @@ from firmware_ref.ops.table import Table, unary
 def prepare(node: Node) -> Kernel:
     """The multiplier is ``s_in / s_out``."""
     source, out = unary(node)
-    multiplier = quantize_multiplier(source.scale / out.scale)
+    multiplier = node.multiplier(source.scale / out.scale)
     rescale = Rescale(*multiplier, out.zero_point, INT8_MIN, INT8_MAX)
     return Table(rescale(INT8_CODES.astype("int64") - source.zero_point))

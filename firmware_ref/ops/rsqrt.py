@@ -12,7 +12,6 @@ from firmware_ref.fixedpoint import (
     INT8_MIN,
     inverse_sqrt_multiplier,
     mbqm,
-    quantize_multiplier,
 )
 from firmware_ref.ops.elementwise import INT8_CODES, look_up
 from firmware_ref.ops.node import Affine, Kernel, Node
@@ -45,16 +44,20 @@ def prepare(node: Node) -> Kernel:
     """A value equal to the zero point gives 127, whatever the scales."""
     source, out = unary(node)
     codes = INT8_CODES.astype(np.int64)
-    table = [_entry(int(code) - source.zero_point, source, out) for code in codes]
+    # The root of a float32 and the product with one, in float32 as in tflite-runtime.
+    product = np.sqrt(np.float32(source.scale)) * np.float32(out.scale)
+    if not product > 0:
+        raise node.error(f"scales {source.scale} and {out.scale} are too small")
+    multiplier = node.multiplier(1.0 / float(product))
+    table = [_entry(int(code) - source.zero_point, multiplier, out) for code in codes]
     return Rsqrt(node.output.name, source.zero_point, np.array(table, np.int8))
 
 
-def _entry(value: int, source: Affine, out: Affine) -> int:
+def _entry(value: int, multiplier: tuple[int, int], out: Affine) -> int:
     if value <= 0:
         return INT8_MAX
     q, shift = inverse_sqrt_multiplier(value)
     root = int(mbqm(1, q, shift + FRACTION_BITS))
-    product = np.sqrt(np.float32(source.scale)) * np.float32(out.scale)
-    multiplier, output_shift = quantize_multiplier(1.0 / float(product))
-    result = int(mbqm(root, multiplier, output_shift - FRACTION_BITS)) + out.zero_point
+    significand, exponent = multiplier
+    result = int(mbqm(root, significand, exponent - FRACTION_BITS)) + out.zero_point
     return min(max(result, INT8_MIN), INT8_MAX)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, quantize_multiplier
+from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
 from firmware_ref.ops.elementwise import Rescale, TableBinary, operands, scaled_codes
 from firmware_ref.ops.node import Kernel, Node
 
@@ -25,7 +25,7 @@ def prepare(node: Node) -> Kernel:
             scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),
         ),
         _squared_difference,
-        Rescale(*quantize_multiplier(real), out.zero_point, INT8_MIN, INT8_MAX),
+        Rescale(*node.multiplier(real), out.zero_point, INT8_MIN, INT8_MAX),
     )
 
 

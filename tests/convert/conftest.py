@@ -27,7 +27,7 @@ def note(text):
 def refuse(*args, **kwargs):
     note("attempt " + repr(args))
     raise OSError("the network is closed")
-for name in ("connect", "connect_ex", "sendto", "bind"):
+for name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, name, refuse)
 for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
     setattr(socket, name, refuse)
@@ -53,7 +53,7 @@ def network_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PYTHONPATH", str(folder))
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             patch.setenv(name, CLOSED_PORT)
-        for name in ("connect", "connect_ex", "sendto", "bind"):
+        for name in ("connect", "connect_ex", "sendto"):
             patch.setattr(socket.socket, name, refuse, raising=True)
         for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
             patch.setattr(socket, name, refuse)

@@ -48,7 +48,7 @@ def test_malformed_metadata_is_refused(model_bytes: bytes, data: bytes) -> None:
         (("labels",), ["a", "", "b"], "labels="),
         (("labels",), "abc", "labels="),
         (("features", "mel_bands"), 64, "mel_bands"),
-        (("features",), [], "malformed"),
+        (("features",), [], "feature definition"),
         (("input_normalization",), None, "malformed"),
         (("input_normalization", "mean"), [0.0], "mean="),
         (("input_normalization", "mean"), [0.0, 0.0, float("nan")], "mean="),

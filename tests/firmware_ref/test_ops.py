@@ -484,3 +484,31 @@ def test_refuses_two_constants_and_changed_scales() -> None:
     y = model.tensor("layer", (1, 4), 0.25, 0)
     model.add("RESHAPE", [x, model.integers("shape", [1, 4])], [y])
     refused(model, "needs them equal")
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales", "message"),
+    [
+        ("QUANTIZE", (1e30, 1e-30), "multiplier of 1e"),
+        ("RSQRT", (1e-45, 1e-45), "too small"),
+        ("RSQRT", (1e-45, 1e-20), "multiplier of"),
+        ("LOGISTIC", (16.0, 1 / 256), "input scale=16"),
+        ("LOGISTIC", (1e-9, 1 / 256), "input scale=9"),
+        ("SOFTMAX", (1e-9, 1 / 256), "must be over 2"),
+    ],
+)
+def test_absurd_scales_are_refused(kind: str, scales: tuple[float, float], message: str) -> None:
+    model = Model()
+    x = model.tensor("x", (1, 4), scales[0], -128)
+    y = model.tensor("layer", (1, 4), scales[1], -128)
+    model.add(kind, [x], [y], **({"beta": 1.0} if kind == "SOFTMAX" else {}))
+    refused(model, message)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 3e38])
+def test_a_clamp_on_an_absurd_scale(scale: float) -> None:
+    model = Model()
+    x = model.tensor("x", (1, 4), scale, 0)
+    y = model.tensor("layer", (1, 4), scale, 0)
+    model.add("MUL", [x, x], [y], fusedActivationFunction=3)
+    refused(model, "multiplier of" if scale > 1 else "too small for its activation")

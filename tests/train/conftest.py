@@ -25,6 +25,9 @@ RATE_HZ = 44_100
 LABELS = ("Dog bark", "Rain", "Sea waves", "Crying baby", "Clock tick")
 MakeEsc10 = Callable[..., Path]
 
+# On maps this small more threads only wait for each other.
+torch.set_num_threads(1)
+
 
 def write_index(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """An index as ESC-10's, of any rows."""
@@ -68,7 +71,7 @@ def tiny_esc10(make_esc10: MakeEsc10) -> Path:
     return make_esc10()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_network() -> Network:
     """Every kind of layer, in about 1,500 parameters and on maps of 32 x 20."""
     return Network(
@@ -153,7 +156,7 @@ def family() -> list[Network]:
 BuildTrained = Callable[..., BCResNetMod]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trained() -> BuildTrained:
     """A network whose batch norms have statistics and affine parts as if trained; in eval mode."""
 
@@ -175,7 +178,7 @@ def trained() -> BuildTrained:
 BuildDevice = Callable[[BCResNetMod], DeviceNetwork]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def folded() -> BuildDevice:
     """The device graph of a network, batch norms folded, still in float."""
 
