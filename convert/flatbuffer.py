@@ -98,7 +98,7 @@ def _bytes(data: np.ndarray) -> bytes:
 
 def _operator_code(builder: flatbuffers.Builder, kind: str, version: int) -> int:
     code = schema.BUILTIN_OPERATORS.index(kind)
-    # The schema's first field for the code is a signed byte; greater codes have a place-holder there.
+    # The schema's older field is a signed byte; greater codes have a place-holder in it.
     old = min(code, schema.BUILTIN_OPERATORS.index("PLACEHOLDER_FOR_GREATER_OP_CODES"))
     return _table(builder, [_Scalar(old, "b"), None, _Scalar(version, "i"), _Scalar(code, "i")])
 

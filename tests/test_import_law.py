@@ -25,15 +25,17 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.lineno, package if node.level else str(node.module).partition(".")[0]
-        elif isinstance(node, ast.Call) and _is_import_call(node.func):
-            # A computed name cannot be read; the interpreters of `firmware_ref.oracle` have one.
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield node.lineno, str(node.args[0].value).partition(".")[0]
+        elif isinstance(node, ast.Call) and (name := _imported_by_call(node)):
+            yield node.lineno, name.partition(".")[0]
 
 
-def _is_import_call(function: ast.expr) -> bool:
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    return name in ("__import__", "import_module")
+def _imported_by_call(node: ast.Call) -> str:
+    """The name in ``import_module("name")``; a computed one, as in the oracle, cannot be read."""
+    function = node.func
+    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if called not in ("__import__", "import_module") or not node.args:
+        return ""
+    return str(node.args[0].value) if isinstance(node.args[0], ast.Constant) else ""
 
 
 def module_level(tree: ast.Module) -> ast.Module:

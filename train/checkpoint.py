@@ -69,3 +69,16 @@ def load(path: str | Path, stage: str | None = None) -> Checkpoint:
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise InputError(f"checkpoint {str(path)!r}: tensor {name!r} holds NaN or infinity")
     return Checkpoint(tensors, manifest)
+
+
+def require_run(saved: Checkpoint, identity: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to continue from a checkpoint of another run.
+
+    ``identity`` holds what its manifest must say too: network, configuration, folds, features.
+    """
+    for key, value in json.loads(json.dumps(identity)).items():
+        if saved.manifest.get(key) != value:
+            raise InputError(
+                f"{str(path)!r} was written by a run with another {key}; resume with that one, "
+                "or train into another --out"
+            )

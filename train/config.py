@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,11 +108,12 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         values = tomllib.loads(read_bytes(path, 2**20, "config").decode("utf-8"))
-    except ValueError as error:
-        raise InputError(f"config {str(path)!r} is not TOML: {error}; mend that line") from None
-    for override in overrides:
-        _apply(values, override)
-    return parse_config(values, path.stem)
+        for override in overrides:
+            _apply(values, override)
+        return parse_config(values, path.stem)
+    except (ValueError, RecursionError) as error:
+        # Not UTF-8, not TOML, nested too deep, or a number too long to print.
+        raise InputError(f"config {str(path)!r} is not readable: {error}; mend that line") from None
 
 
 def parse_config(values: Mapping[str, Any], name: str) -> Config:
@@ -196,7 +196,7 @@ def _value(key: str, kind: Any, value: Any) -> Any:
         return value
     number = type(value) is int or (kind == "float" and type(value) is float)
     low, high = RANGES[key.rpartition(".")[2]]
-    if not number or not math.isfinite(value) or not low <= value <= high:
+    if not number or not low <= value <= high:
         article = "an integer" if kind == "int" else "a number"
         raise InputError(f"config {key}={value!r} must be {article} from {low:g} to {high:g}")
     return float(value) if kind == "float" else value

@@ -40,6 +40,8 @@ class Dataset:
         folds = sorted({r.fold for r in self.recordings})
         if test_fold not in folds:
             raise InputError(f"fold={test_fold} is not in {self.name}; allowed: {folds}")
+        if len(folds) < 2:
+            raise InputError(f"{self.name} has only fold {test_fold}; two at least are needed")
         train = [r for r in self.recordings if r.fold != test_fold]
         return train, [r for r in self.recordings if r.fold == test_fold]
 
@@ -74,28 +76,43 @@ def load_dataset(name: str, folder: Path) -> Dataset:
 def _esc10(folder: Path) -> Dataset:
     """ESC-10 by its ``meta.csv``: columns filename, label, label_id, fold."""
     index = folder / "meta.csv"
-    text = read_bytes(index, 16 * 2**20, "ESC-10 index").decode("utf-8", errors="replace")
-    recordings: list[Recording] = []
+    recordings: dict[Path, Recording] = {}
     labels: dict[int, str] = {}
-    for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+    for line, row in enumerate(_rows(index), start=2):
+        where = f"{str(index)!r} line {line}"
         try:
             name, label, number, fold = (row[k] for k in ("filename", "label", "label_id", "fold"))
-            label_id, fold_id = int(number), int(fold)
-        except (KeyError, ValueError, TypeError):
+            recording = Recording(folder / name, int(number), int(fold))
+            file = recording.path.resolve()
+            if not (name and label):
+                raise ValueError("an empty cell")
+        except (KeyError, ValueError):
             raise InputError(
-                f"{str(index)!r} line {line}: needs columns filename, label, label_id, fold "
-                "with whole numbers in the last two; restore the file"
+                f"{where}: needs columns filename, label, label_id, fold, none empty, with whole "
+                "numbers in the last two; restore the file"
             ) from None
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{str(index)!r} line {line}: {name!r} points outside the data folder")
-        if labels.setdefault(label_id, label) != label:
-            raise InputError(f"{str(index)!r} line {line}: label_id {label_id} has two names")
-        recordings.append(Recording(path, label_id, fold_id))
+        if not file.is_relative_to(folder.resolve()):
+            raise InputError(f"{where}: {name!r} points outside the data folder")
+        if file in recordings:
+            raise InputError(f"{where}: {name!r} is there twice; restore the file")
+        if labels.setdefault(recording.label, label) != label:
+            raise InputError(f"{where}: label_id {number} has two names; restore the file")
+        recordings[file] = recording
     if not recordings or sorted(labels) != list(range(len(labels))):
         raise InputError(f"{str(index)!r} must number its labels 0, 1, 2, ...; restore the file")
     names = tuple(labels[i] for i in range(len(labels)))
-    return Dataset("ESC-10", names, tuple(recordings))
+    if len(set(names)) < len(names):
+        raise InputError(f"{str(index)!r} gives two labels one name: {names}; restore the file")
+    return Dataset("ESC-10", names, tuple(recordings.values()))
+
+
+def _rows(index: Path) -> list[dict[str, str]]:
+    """Rows by column; a cell that is missing is empty."""
+    text = read_bytes(index, 16 * 2**20, "ESC-10 index").decode("utf-8", errors="replace")
+    try:
+        return list(csv.DictReader(io.StringIO(text), restval=""))
+    except csv.Error as error:
+        raise InputError(f"{str(index)!r} is not CSV: {error}; restore the file") from None
 
 
 Progress = Callable[[Iterable[Recording], str], Iterable[Recording]]
@@ -139,6 +156,8 @@ class InputNormalization:
         mean = data.mean(axis=(0, 1, 2), dtype=np.float64)
         std = data.std(axis=(0, 1, 2), dtype=np.float64)
         as_float32 = np.array([mean, std], np.float32)
+        if not (as_float32[1] > 0).all():
+            raise InputError("a feature never changes: the training recordings are all silent")
         return cls(*(tuple(float(v) for v in row) for row in as_float32))
 
 

@@ -90,8 +90,8 @@ def as_table(rows: dict[str, Metrics]) -> str:
         f"{'win. acc.':>12}{'log-loss':>10}"
     )
     lines = [
-        f"{name:<8}{m.clips:>8}{m.clip_accuracy:>11.2%} {m.clip_log_loss:>9.3f}{m.windows:>9}"
-        f"{m.window_accuracy:>11.2%} {m.window_log_loss:>9.3f}"
+        f"{name:<8}{m.clips:>8}{m.clip_accuracy:>12.2%}{m.clip_log_loss:>10.3f}{m.windows:>9}"
+        f"{m.window_accuracy:>12.2%}{m.window_log_loss:>10.3f}"
         for name, m in rows.items()
     ]
     return "\n".join([head, *lines])

@@ -57,20 +57,22 @@ def fit(
     config: Config,
     optimizer_config: OptimizerConfig,
     stage: str,
+    identity: Mapping[str, Any],
     state_file: Path,
     report: Callable[[Epoch], None],
 ) -> None:
     """Train ``module`` in place on normalised windows.
 
     Every random number of an epoch comes from (seed, stage, epoch), so a run continued from
-    ``state_file``, written after each epoch, ends in the same bytes as an uninterrupted one.
+    ``state_file``, written after each epoch, ends in the same bytes as an uninterrupted one. A
+    state of another ``identity`` (`checkpoint.require_run`) is refused.
     """
     optimizer = torch.optim.SGD(
         _parameter_groups(module, optimizer_config.weight_decay),
         lr=optimizer_config.learning_rate,
         momentum=optimizer_config.momentum,
     )
-    done = _restore(module, optimizer, state_file, stage, config)
+    done = _restore(module, optimizer, state_file, stage, identity)
     sampler = EpochSampler(data.clips, config.data.windows_per_clip)
     targets = functional.one_hot(torch.from_numpy(data.labels), config.network.classes).float()
     for number in range(done, optimizer_config.epochs):
@@ -78,12 +80,12 @@ def fit(
         loss, rate = _epoch(
             module, optimizer, data, targets, sampler, config, optimizer_config, stage, number
         )
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and _is_finite(module)):
             raise InputError(
-                f"{stage}: the loss of epoch {number + 1} is {loss}; lower "
+                f"{stage}: training diverged in epoch {number + 1} (loss {loss:.4g}); lower "
                 f"{stage}.learning_rate={optimizer_config.learning_rate}"
             )
-        _keep(module, optimizer, state_file, stage, config, number + 1)
+        _keep(module, optimizer, state_file, stage, identity, number + 1)
         seconds = time.perf_counter() - started
         report(Epoch(stage, number + 1, optimizer_config.epochs, loss, rate, seconds))
 
@@ -122,6 +124,10 @@ def _epoch(
     return total / len(order), rate
 
 
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
+
+
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for convolution weights only: not for biases and normalisation."""
     decayed = [p for p in module.parameters() if p.ndim > 1]
@@ -137,17 +143,20 @@ def module_tensors(module: nn.Module) -> dict[str, np.ndarray]:
 
 def load_module(module: nn.Module, tensors: Mapping[str, np.ndarray], what: str) -> None:
     """Copy arrays into a module; a missing, extra or misshapen one is an `InputError`."""
-    own = module.state_dict()
+    _copy(module.state_dict(), tensors, what)
+
+
+def _copy(own: Mapping[str, Tensor], tensors: Mapping[str, np.ndarray], what: str) -> None:
     if odd := sorted(set(own) ^ set(tensors)):
         raise InputError(f"{what}: tensor {odd[0]!r} does not fit the network; retrain or restore")
     for name, array in tensors.items():
-        if tuple(own[name].shape) != array.shape:
+        wanted = own[name].numpy()
+        if (wanted.shape, wanted.dtype) != (array.shape, array.dtype):
             raise InputError(
-                f"{what}: tensor {name!r} has shape {array.shape}, "
-                f"the network needs {tuple(own[name].shape)}"
+                f"{what}: tensor {name!r} is {array.dtype} {array.shape}; the network needs "
+                f"{wanted.dtype} {wanted.shape}; retrain or restore"
             )
-        with torch.no_grad():
-            own[name].copy_(torch.from_numpy(array.copy()))
+        own[name].copy_(torch.from_numpy(array.copy()))
 
 
 def _keep(
@@ -155,7 +164,7 @@ def _keep(
     optimizer: torch.optim.Optimizer,
     path: Path,
     stage: str,
-    config: Config,
+    identity: Mapping[str, Any],
     epochs_done: int,
 ) -> None:
     """Write what a resumed run needs: module, momentum, epoch."""
@@ -164,17 +173,8 @@ def _keep(
         momentum = optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum/{name}"] = momentum.contiguous().numpy()
-    checkpoint.save(
-        path,
-        tensors,
-        {
-            "stage": f"{stage}-state",
-            "network": config.network.to_dict(),
-            "labels": [],
-            "config": config.to_dict(),
-            "epochs_done": epochs_done,
-        },
-    )
+    manifest = {**identity, "stage": f"{stage}-state", "epochs_done": epochs_done}
+    checkpoint.save(path, tensors, manifest)
 
 
 def _restore(
@@ -182,33 +182,25 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     path: Path,
     stage: str,
-    config: Config,
+    identity: Mapping[str, Any],
 ) -> int:
     """Continue from ``path`` if it exists; returns the number of epochs already done."""
     if not path.exists():
         return 0
     state = checkpoint.load(path, f"{stage}-state")
-    if state.manifest["config"] != _as_json(config.to_dict()):
-        raise InputError(
-            f"{str(path)!r} was written under another configuration; "
-            "resume with that one, or train into another --out"
-        )
-    parts: dict[str, dict[str, np.ndarray]] = {"module": {}, "momentum": {}}
+    checkpoint.require_run(state, identity, path)
+    done = state.manifest.get("epochs_done")
+    if type(done) is not int or done < 1:
+        raise InputError(f"state {str(path)!r}: epochs_done={done!r} must be an integer above 0")
+    parts: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in state.tensors.items():
         kind, _, rest = name.partition("/")
-        parts[kind][rest] = tensor
-    load_module(module, parts["module"], f"state {str(path)!r}")
-    for name, parameter in module.named_parameters():
-        if name in parts["momentum"]:
-            buffer = torch.from_numpy(parts["momentum"][name].copy())
-            # In the parameter's memory format, as the optimiser itself would have it.
-            momentum = torch.empty_like(parameter).copy_(buffer)
-            optimizer.state[parameter]["momentum_buffer"] = momentum
-    return int(state.manifest["epochs_done"])
-
-
-def _as_json(value: Any) -> Any:
-    """Tuples become lists, as a round trip through JSON makes them."""
-    if isinstance(value, dict):
-        return {k: _as_json(v) for k, v in value.items()}
-    return [_as_json(v) for v in value] if isinstance(value, list | tuple) else value
+        parts.setdefault(kind, {})[rest] = tensor
+    load_module(module, parts.get("module", {}), f"state {str(path)!r}")
+    if momenta := parts.get("momentum"):
+        # In the parameters' memory format, as the optimiser itself would have them.
+        buffers = {n: torch.empty_like(p.detach()) for n, p in module.named_parameters()}
+        _copy(buffers, momenta, f"state {str(path)!r}: momentum")
+        for name, parameter in module.named_parameters():
+            optimizer.state[parameter]["momentum_buffer"] = buffers[name]
+    return done

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from firmware_ref import scheme
+from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Quantization
 from train.model import same_padding
 
@@ -220,14 +221,25 @@ def calibrate(network: DeviceNetwork, batches: Iterable[Tensor], seed: int) -> N
     with torch.no_grad():
         for batch in batches:
             network(batch, watch)
-    ranges = {name: least_error(np.concatenate(parts)) for name, parts in samples.items()}
-    for operator in network.graph.operators:
-        name = network.graph.name(operator)
+    ranges: dict[str, Quantization] = {}
+    for name, parts in samples.items():
+        sample = np.concatenate(parts)
+        if not np.isfinite(sample).any():
+            raise InputError(f"calibration: {name} is finite in no example; train for longer")
+        ranges[name] = least_error(sample)
+    network.set_quantization(under_rules(network.graph, ranges))
+
+
+def under_rules(graph: Graph, ranges: Mapping[str, Quantization]) -> dict[str, Quantization]:
+    """``ranges`` with the ones that the INT8 rules tie to another, or fix, as they must be."""
+    ruled = dict(ranges)
+    for operator in graph.operators:
+        name = graph.name(operator)
         if operator.kind in scheme.SAME_SCALE:
-            ranges[name] = ranges[network.graph.tensors[operator.inputs[0]].name]
+            ruled[name] = ruled[graph.tensors[operator.inputs[0]].name]
         elif operator.kind == "LOGISTIC":
-            ranges[name] = scheme.LOGISTIC_OUTPUT
-    network.set_quantization(ranges)
+            ruled[name] = scheme.LOGISTIC_OUTPUT
+    return ruled
 
 
 def least_error(x: np.ndarray, candidates: int = 40) -> Quantization:

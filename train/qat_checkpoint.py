@@ -13,7 +13,7 @@ from firmware_ref.graph import Graph, Quantization
 from firmware_ref.lowering import lower
 from train import checkpoint
 from train.checkpoint import Checkpoint
-from train.qat import DeviceNetwork
+from train.qat import DeviceNetwork, under_rules
 
 STAGE = "qat"
 
@@ -34,7 +34,14 @@ def load(path: str | Path) -> tuple[Checkpoint, DeviceNetwork]:
     graph = lower(saved.network)
     constants = _constants(saved, graph, str(path))
     device = DeviceNetwork(graph, constants)
-    device.set_quantization(_scales(saved, device.activations, str(path)))
+    scales = _scales(saved, device.activations, str(path))
+    for name, ruled in under_rules(graph, scales).items():
+        if scales[name] != ruled:
+            raise InputError(
+                f"checkpoint {str(path)!r}: {name} has {scales[name]}; the INT8 rules allow only "
+                f"{ruled}; retrain"
+            )
+    device.set_quantization(scales)
     return saved, device
 
 

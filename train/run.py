@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from budgets.limits import enforce_network
+from firmware_ref.arch import Network
 from firmware_ref.errors import InputError, write_whole
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.frontend import network_input as normalise
@@ -47,6 +48,7 @@ def run(
     _check_out(out, resume)
     _deterministic()
     definition = FeatureDefinition()
+    _check_sizes(config.network, dataset, definition)
     train_clips, test_clips = dataset.split(test_fold)
     data = extract(train_clips, definition, config.data.train_hop_seconds, progress)
     channels = config.network.input_channels
@@ -83,12 +85,14 @@ def _float_stage(
     """Train the float network, or read it where this run has already finished it."""
     path = out / FLOAT_FILE
     if path.exists():
-        return dict(checkpoint.load(path, "float").tensors)
+        saved = checkpoint.load(path, "float")
+        checkpoint.require_run(saved, identity, path)
+        return dict(saved.tensors)
     torch.manual_seed(config.seed)
     model = build_model(config.network)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     state = out / "float-state.safetensors"
-    loop.fit(model, data, config, config.float_stage, "float", state, report)
+    loop.fit(model, data, config, config.float_stage, "float", identity, state, report)
     tensors = loop.module_tensors(model)
     checkpoint.save(path, tensors, {"stage": "float", **identity})
     state.unlink(missing_ok=True)
@@ -106,7 +110,9 @@ def _qat_stage(
     """Fold, calibrate and train on the device graph, or read where already finished."""
     path = out / QAT_FILE
     if path.exists():
-        return qat_checkpoint.load(path)[1]
+        saved, trained = qat_checkpoint.load(path)
+        checkpoint.require_run(saved, identity, path)
+        return trained
     graph = lower(config.network)
     device = DeviceNetwork(graph, fold(config.network, float_tensors, graph))
     rng = np.random.default_rng([config.seed, *b"calibration"])
@@ -117,7 +123,7 @@ def _qat_stage(
     )
     calibrate(device, batches, config.seed)
     state = out / "qat-state.safetensors"
-    loop.fit(device, data, config, config.qat_stage.optimizer, "qat", state, report)
+    loop.fit(device, data, config, config.qat_stage.optimizer, "qat", identity, state, report)
     qat_checkpoint.save(path, device, identity)
     state.unlink(missing_ok=True)
     return device
@@ -125,6 +131,17 @@ def _qat_stage(
 
 def _normalised(data: Windows, normalization: InputNormalization) -> Windows:
     return replace(data, features=normalise(data.features, normalization.mean, normalization.std))
+
+
+def _check_sizes(network: Network, dataset: Dataset, definition: FeatureDefinition) -> None:
+    """Before an epoch is spent: the network takes these features and has these classes."""
+    for key, value, allowed in (
+        ("classes", network.classes, len(dataset.labels)),
+        ("input_bands", network.input_bands, definition.mel_bands),
+        ("input_frames", network.input_frames, definition.frames),
+    ):
+        if value != allowed:
+            raise InputError(f"model.{key}={value}; allowed with {dataset.name} is {allowed}")
 
 
 def _deterministic() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,18 @@ SMALL = Network(
 
 @dataclass(frozen=True)
 class Converted:
-    """A run of ``python -m convert --json``, and the float graph that onnx2tf wrote in it."""
+    """A run of ``python -m convert --json`` with the network closed.
+
+    ``network_log`` is what `tests.convert.offline` noted, ``exported`` what onnx2tf wrote.
+    """
 
     checkpoint: Path
     folder: Path
     code: int
     stdout: str
     stderr: str
-    exported: Graph
+    network_log: str
+    exported: Graph = field(repr=False)
 
     @property
     def model(self) -> bytes:

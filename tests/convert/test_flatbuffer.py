@@ -42,9 +42,7 @@ def describe(graph: Graph) -> dict[str, Any]:
         (t.name, t.shape, t.dtype, t.quantization, None if t.data is None else t.data.tobytes())
         for t in graph.tensors
     ]
-    operators = [
-        (o.kind, o.inputs, o.outputs, dict(o.options), o.version) for o in graph.operators
-    ]
+    operators = [(o.kind, o.inputs, o.outputs, dict(o.options), o.version) for o in graph.operators]
     return {
         "tensors": tensors,
         "operators": operators,

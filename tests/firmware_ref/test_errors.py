@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from firmware_ref import errors
-from firmware_ref.errors import BAD_INPUT, HOLDS, InputError, guarded, read_bytes, write_whole
+from firmware_ref.errors import (
+    BAD_INPUT,
+    HOLDS,
+    INTERRUPTED,
+    InputError,
+    guarded,
+    read_bytes,
+    write_whole,
+)
 
 
 def command(error: BaseException | None = None, code: int = HOLDS) -> errors.Main:
@@ -38,8 +47,15 @@ def test_an_input_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtur
 def test_any_other_error_is_a_bug_and_is_not_hidden() -> None:
     with pytest.raises(KeyError):
         command(KeyError("bug"))([])
-    with pytest.raises(KeyboardInterrupt):
-        command(KeyboardInterrupt())([])
+
+
+def test_an_interruption_is_one_line_and_its_own_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(KeyboardInterrupt())([]) == INTERRUPTED == 128 + signal.SIGINT
+    assert capsys.readouterr().err.splitlines() == [
+        "interrupted; nothing half-written was left behind"
+    ]
 
 
 def test_a_reader_that_went_away_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:

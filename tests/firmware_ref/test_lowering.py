@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_strides_and_padding() -> None:
 
 def evaluate(graph: Graph, operators: list[Operator], values: dict[str, np.ndarray]) -> None:
     """Real arithmetic of element-wise operators and means, into ``values`` by name."""
-    functions = {
+    functions: dict[str, Callable[..., np.ndarray]] = {
         "ADD": np.add,
         "SUB": np.subtract,
         "MUL": np.multiply,

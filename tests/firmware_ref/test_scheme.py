@@ -84,7 +84,7 @@ def test_every_integer_survives_the_way_to_reals_and_back() -> None:
 def test_weights_by_hand() -> None:
     weight = np.array([[[[127.0, -63.5, 0.4]]], [[[-2.54, 0.01, 0.03]]]], np.float32)
     scale = scheme.weight_scale(weight, np.zeros(2, np.float32), 1.0, 0)
-    np.testing.assert_array_equal(scale, np.float32([1, np.float32(2.54) / np.float32(127)]))
+    np.testing.assert_array_equal(scale, [1.0, float(np.float32(2.54) / np.float32(127))])
     codes = scheme.quantize_weight(weight, scale, 0)
     # -63.5 and 0.5 lie half way; the second row is in steps of 0.02.
     assert codes.tolist() == [[[[127, -64, 0]]], [[[-127, 0, 2]]]]
@@ -132,7 +132,7 @@ def test_a_bias_is_rounded_in_float64_on_the_scale_of_the_accumulator() -> None:
     scale = scheme.bias_scale(0.1, np.array([0.3, 0.7], np.float32))
     assert scale.dtype == np.float32
     expected = [np.float32(0.1) * np.float32(s) for s in (0.3, 0.7)]
-    np.testing.assert_array_equal(scale, np.float32(expected))
+    np.testing.assert_array_equal(scale, expected)
     bias = np.array([1234.567, -2.5], np.float32)
     wanted = [
         rounded(Fraction(float(b)) / Fraction(float(s))) for b, s in zip(bias, scale, strict=True)

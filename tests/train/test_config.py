@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (values(float={**STAGE, "epochs": 1.5}), "float.epochs=1.5 must be an integer from 0"),
     (values(float={**STAGE, "epochs": -1}), "float.epochs=-1 must be an integer from 0 to 100000"),
     (values(float={**STAGE, "learning_rate": "0.1"}), "float.learning_rate='0.1' must be a number"),
-    (values(float={**STAGE, "learning_rate": 11}), "learning_rate=11 must be a number from 0 to 10"),
+    (
+        values(float={**STAGE, "learning_rate": 11}),
+        "learning_rate=11 must be a number from 0",
+    ),
     (values(float={**STAGE, "learning_rate": float("nan")}), "float.learning_rate=nan must be"),
     (values(float={**STAGE, "learning_rate": float("inf")}), "float.learning_rate=inf must be"),
     (values(float={**STAGE, "learning_rate": 10**400}), "float.learning_rate=1000"),
     (values(seed=10**400), "config seed=1000"),
-    (values(float={**STAGE, "momentum": 1.0}), "float.momentum=1.0 must be a number from 0 to 0.99"),
+    (
+        values(float={**STAGE, "momentum": 1.0}),
+        "momentum=1.0 must be a number from 0 to 0.99",
+    ),
     (values(float={**STAGE, "batch_size": 1}), "float.batch_size=1 must be an integer from 2"),
     (values(float={**STAGE, "restart_epochs": 4}), "restart_epochs=4 must be a list of positive"),
     (values(float={**STAGE, "restart_epochs": [0]}), r"restart_epochs=\[0\] must be a list of pos"),
@@ -138,13 +145,11 @@ def test_a_missing_section_is_named(section: str) -> None:
 def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="config"):
         load_config(str(path))
 
 
 def test_random_bytes_are_refused(tmp_path: Path) -> None:
-    import random
-
     generator = random.Random(0)
     path = tmp_path / "mine.toml"
     shipped = (CONFIG_FOLDER / "esc10.toml").read_bytes()
@@ -184,7 +189,8 @@ def test_overrides_change_one_key_each() -> None:
             "float.epochs=4",
         ],
     )
-    assert (config.seed, config.float_stage.epochs, config.float_stage.restart_epochs) == (7, 4, (1,))
+    assert config.seed == 7
+    assert (config.float_stage.epochs, config.float_stage.restart_epochs) == (4, (1,))
     assert (config.data.windows_per_clip, config.network.classes) == (3, 3)
     assert (config.network.name, config.augment.mixup_alpha) == ("other", 0.0)
     assert config.qat_stage == plain.qat_stage
@@ -205,8 +211,8 @@ def test_overrides_change_one_key_each() -> None:
         ("flot.epochs=3", "unknown key 'flot'"),
         ("model.widths=[40, 40, 64, 1.5]", "must be a list of at most 16 integers"),
         ("model.ssn_bands=5", "ssn_bands=5 does not divide"),
-        ("seed=" + "[" * 100_000, "seed"),
-        ("seed=0x" + "f" * 5000, "seed"),
+        ("seed=" + "[" * 100_000, "not readable"),
+        ("seed=0x" + "f" * 5000, "not readable"),
     ],
     ids=lambda text: text[:24],
 )

@@ -68,7 +68,8 @@ def test_one_convolution_by_hand(tiny_network: Network, trained: Build) -> None:
         ("stage1.block2.frequency_conv", "stage1.block2.sub_spectral_norm.norm"),
         ("stage2.block1.expand", "stage2.block1.expand_norm"),
     ):
-        weight, bias = (tensors[f"{layer}.{part}"].astype(np.float64) for part in ("weight", "bias"))
+        weight = tensors[f"{layer}.weight"].astype(np.float64)
+        bias = tensors[f"{layer}.bias"].astype(np.float64)
         gamma, beta, mean, variance = (
             tensors[f"{norm}.{part}"].astype(np.float64)
             for part in ("weight", "bias", "running_mean", "running_var")

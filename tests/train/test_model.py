@@ -13,7 +13,11 @@ from firmware_ref.arch import PRESETS, Network, layers, preset
 from train.model import ResNorm, SubSpectralNorm, build_model, same_padding
 
 # Kinds of layers that hold parameters, and the module each is.
-MODULES = {"conv": nn.Conv2d, "batch_norm": nn.BatchNorm2d, "sub_spectral_norm": SubSpectralNorm}
+MODULES: dict[str, type[nn.Module]] = {
+    "conv": nn.Conv2d,
+    "batch_norm": nn.BatchNorm2d,
+    "sub_spectral_norm": SubSpectralNorm,
+}
 
 
 def parameters_of(module: nn.Module) -> tuple[int, int]:
@@ -63,7 +67,7 @@ def test_parameters_of_the_report() -> None:
 def test_maps_have_the_shapes_of_the_layers(family: list[Network]) -> None:
     for network in family:
         model = build_model(network).eval()
-        modules = {name: module for name, module in model.named_modules()}
+        modules = dict(model.named_modules())
         seen: dict[str, tuple[int, ...]] = {}
 
         def keep(name: str, seen: dict[str, tuple[int, ...]] = seen) -> object:
@@ -80,9 +84,7 @@ def test_maps_have_the_shapes_of_the_layers(family: list[Network]) -> None:
 
 def test_residual_normalisation_is_the_equations_of_the_report(rng: np.random.Generator) -> None:
     x = rng.normal(1, 2, (2, 3, 5, 7)).astype(np.float32)
-    network = dataclasses.replace(
-        preset("report-125k"), res_norm_lambda=0.3, res_norm_epsilon=0.01
-    )
+    network = dataclasses.replace(preset("report-125k"), res_norm_lambda=0.3, res_norm_epsilon=0.01)
     found = ResNorm(network)(torch.from_numpy(x)).numpy()
     batch, channels, bands, frames = x.shape
     for n in range(batch):

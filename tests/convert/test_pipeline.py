@@ -1,0 +1,220 @@
+"""The converted model against its checkpoint, each read without a line of this project."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert import pipeline
+from convert.flatbuffer import write
+from convert.quantize import quantize_graph
+from firmware_ref.arch import Network, layers
+from firmware_ref.errors import InputError
+from firmware_ref.graph import Graph, parse
+from tests.convert.deployed import Deployed, Stored, wrong_activations, wrong_constants
+from tests.convert.drafts import one_ulp
+from tests.convert.members import REPORT, SMALL, Converted
+from train import qat_checkpoint
+
+# All with int8 kernels in TFLM; it has none for SQRT, SQUARE, LOG or POW.
+OPERATORS = {
+    *("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "RESHAPE"),
+    *("RSQRT", "SUB"),
+}
+
+
+def network_of(converted: Converted) -> Network:
+    return Network.from_dict(converted.manifest()["network"])
+
+
+def test_every_activation_has_the_scale_of_the_checkpoint(converted: Converted) -> None:
+    manifest = converted.manifest()
+    assert wrong_activations(Deployed.read(converted.model), manifest) == []
+    scales = {entry["scale"] for entry in manifest["activations"].values()}
+    assert len(scales) > len(manifest["activations"]) / 2, "the case is not a trivial one"
+
+
+def test_one_nudged_scale_or_zero_point_is_found(small: Converted) -> None:
+    deployed = Deployed.read(small.model)
+    for name in small.manifest()["activations"]:
+        manifest = small.manifest()
+        entry = manifest["activations"][name]
+        entry["scale"] = float(np.nextafter(np.float32(entry["scale"]), np.float32(9)))
+        assert wrong_activations(deployed, manifest) == [name]
+        manifest = small.manifest()
+        manifest["activations"][name]["zero_point"] += 1
+        assert wrong_activations(deployed, manifest) == [name]
+        del manifest["activations"][name]
+        assert wrong_activations(deployed, manifest) == [name]
+
+
+def test_every_constant_is_computed_from_the_checkpoint(converted: Converted) -> None:
+    tensors = converted.tensors()
+    assert wrong_constants(Deployed.read(converted.model), converted.manifest(), tensors) == []
+    assert sum(tensor.size for tensor in tensors.values()) > 500
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stem.conv/weight",
+        "stage2.block1.frequency_conv/weight",
+        "stage1.block1.ssn_scale/weight",
+        "classifier/bias",
+    ],
+)
+def test_one_nudged_constant_is_found(small: Converted, name: str) -> None:
+    """The smallest, so that no scale moves, by the least that takes it to the next step."""
+    deployed, manifest = Deployed.read(small.model), small.manifest()
+    tensors = small.tensors()
+    stored = deployed.tensors[name]
+    assert stored.data is not None
+    place = np.unravel_index(np.abs(stored.data).argmin(), stored.data.shape)
+    scale = stored.scales[place[stored.axis] if len(stored.scales) > 1 else 0]
+    tensors[name] = tensors[name].copy()
+    tensors[name][place] += np.float32(1.01 * scale)
+    assert wrong_constants(deployed, manifest, tensors) == [name]
+    tensors = {**small.tensors(), "more": tensors[name]}
+    assert wrong_constants(deployed, manifest, tensors) == ["more"]
+
+
+def test_one_nudged_value_of_the_model_is_found(small: Converted) -> None:
+    """The scale of one channel by one ulp, an integer by one, an axis by one."""
+    manifest, tensors = small.manifest(), small.tensors()
+    name = "stage1.block2.project/weight"
+
+    def deployed() -> tuple[Deployed, Stored]:
+        result = Deployed.read(small.model)
+        return result, result.tensors[name]
+
+    model, stored = deployed()
+    stored.scales[3] = float(np.nextafter(np.float32(stored.scales[3]), np.float32(9)))
+    assert wrong_constants(model, manifest, tensors) == [name]
+    model, stored = deployed()
+    assert stored.data is not None
+    stored.data = stored.data.copy()
+    stored.data.flat[-1] ^= 1
+    assert wrong_constants(model, manifest, tensors) == [name]
+    model, stored = deployed()
+    stored.axis = 3
+    assert wrong_constants(model, manifest, tensors) == [name]
+
+
+def test_nothing_but_integers_and_known_operators(converted: Converted) -> None:
+    deployed = Deployed.read(converted.model)
+    assert {kind for kind, _, _ in deployed.operators} == OPERATORS
+    assert {operator.kind for operator in parse(converted.model).operators} == OPERATORS
+    assert {tensor.dtype for tensor in deployed.tensors.values()} == {np.int8, np.int32}
+    wide = {name for name, tensor in deployed.tensors.items() if tensor.dtype == np.int32}
+    assert {name.rsplit("/")[-1] for name in wide} == {"bias", "axes", "shape"}
+    assert (deployed.inputs, deployed.outputs) == (["input"], ["logits"])
+    assert deployed.tensors["input"].dtype is deployed.tensors["logits"].dtype is np.int8
+
+
+def test_names_are_those_of_the_layers(converted: Converted) -> None:
+    """Every layer that is not folded away has an output of its name, constants below it."""
+    network = network_of(converted)
+    deployed = Deployed.read(converted.model)
+    outputs = {name for _, _, (name,) in deployed.operators}
+    folded = {"batch_norm"} | ({"sub_spectral_norm"} if network.ssn_bands == 1 else set())
+    wanted = {layer.name for layer in layers(network) if layer.kind not in folded}
+    assert wanted <= outputs
+    shapes = {layer.name: layer.output_shape for layer in layers(network)}
+    graph = parse(converted.model)
+    for tensor in graph.tensors:
+        if tensor.name in wanted:
+            _, bands, frames, channels = tensor.shape
+            assert shapes[tensor.name] == (channels, bands, frames)
+    constants = {name for name, tensor in deployed.tensors.items() if tensor.data is not None}
+    given = {name for name in constants if name.endswith(("/axes", "/shape"))} | {"res_norm.lambda"}
+    assert constants - given == set(converted.tensors())
+    assert {name.rpartition("/")[0] for name in constants - {"res_norm.lambda"}} <= outputs
+
+
+def test_lambda_is_the_networks(converted: Converted) -> None:
+    stored = Deployed.read(converted.model).tensors["res_norm.lambda"]
+    wanted = network_of(converted).res_norm_lambda
+    assert stored.data is not None and stored.data.tolist() == [[[[127]]]]
+    assert stored.scales == [float(np.float32(wanted / 127))]
+
+
+def test_metadata_are_those_of_the_checkpoint(converted: Converted) -> None:
+    manifest = converted.manifest()
+    stored = json.loads(parse(converted.model).metadata["tinyscene"])
+    for key in ("labels", "features", "input_normalization"):
+        assert stored[key] == manifest[key]
+
+
+def test_quantising_again_gives_the_same_bytes(converted: Converted) -> None:
+    saved, device = qat_checkpoint.load(converted.checkpoint)
+    graph = quantize_graph(
+        device.graph,
+        device.float_constants(),
+        device.quantization,
+        parse(converted.model).metadata,
+    )
+    assert write(graph) == converted.model
+    assert saved.manifest["labels"] == converted.manifest()["labels"]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the pipeline read a graph of the test's choice in place of onnx2tf's."""
+
+    def use(graph: Graph) -> None:
+        def convert_float(_: Path, folder: Path) -> Path:
+            (folder / "float.tflite").write_bytes(write(graph))
+            return folder / "float.tflite"
+
+        monkeypatch.setattr("convert.pipeline.convert_float", convert_float)
+
+    return use
+
+
+def test_the_bytes_do_not_depend_on_the_converters_names(small: Converted, stand_in: Any) -> None:
+    tensors = [replace(t, name=f"arith.{n}") for n, t in enumerate(small.exported.tensors)]
+    stand_in(replace(small.exported, tensors=tuple(tensors), description="another"))
+    stages: list[str] = []
+    conversion = pipeline.convert(small.checkpoint, stages.append)
+    assert conversion.model == small.model
+    assert conversion.graph.tensors[0].name == "input"
+    assert [stage for stage in stages if f"] {stage}\n" not in small.stderr] == []
+
+
+def test_a_graph_that_is_not_the_networks_is_refused(small: Converted, stand_in: Any) -> None:
+    (index, weight) = max(
+        ((n, t.data) for n, t in enumerate(small.exported.tensors) if t.data is not None),
+        key=lambda item: item[1].size,
+    )
+    data = weight.copy()
+    one_ulp(data)
+    tensors = list(small.exported.tensors)
+    tensors[index] = replace(tensors[index], data=data)
+    stand_in(replace(small.exported, tensors=tuple(tensors)))
+    with pytest.raises(InputError, match=r"not the network's: .* differs from it; use the pinned"):
+        pipeline.convert(small.checkpoint, lambda _: None)
+
+
+def test_a_model_over_a_limit_is_refused_though_its_network_is_not(
+    small: Converted, stand_in: Any, tmp_path: Path
+) -> None:
+    """A flatbuffer repeats the factors of a sub-band for each of its bands, and they count."""
+    limits = tmp_path / "limits.toml"
+    limits.write_text("[model]\nparameters = 1400\nmultiply_accumulates = 30_000_000\n")
+    stand_in(small.exported)
+    with pytest.raises(InputError, match=r"model\.tflite: parameters=[\d,]+; allowed are 1,400; "):
+        pipeline.convert(small.checkpoint, lambda _: None, str(limits))
+
+
+def test_the_networks_are_the_ones_meant(report: Converted, small: Converted) -> None:
+    assert network_of(report) == REPORT
+    assert network_of(small) == SMALL
+    assert set(small.tensors()) - set(report.tensors()) >= {
+        "stage2.block1.ssn_scale/weight",
+        "stage1.block1.expand/weight",
+    }
