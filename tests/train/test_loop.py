@@ -127,6 +127,29 @@ def test_epochs_are_reported(
     assert all(e.seconds > 0 for e in run.epochs)
 
 
+def test_every_step_is_taken_at_its_rate(
+    tmp_path: Path,
+    tiny_config: TinyConfig,
+    tiny_windows: Windows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[set[float]] = []
+    step = torch.optim.SGD.step
+
+    def watched(optimizer: torch.optim.SGD, closure: None = None) -> None:
+        rates.append({group["lr"] for group in optimizer.param_groups})
+        step(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    stage = {"epochs": 3, "learning_rate": 0.05, "batch_size": 8, "restart_epochs": [1]}
+    run = Run(tmp_path, tiny_config(float=stage), tiny_windows)
+    run.float_stage()
+    # Twelve clips of two windows in batches of eight: three steps an epoch.
+    expected = [learning_rate(run.config.float_stage, n / 3) for n in range(9)]
+    assert all(len(rate) == 1 for rate in rates)
+    assert [rate.pop() for rate in rates] == pytest.approx(expected)
+
+
 def test_the_same_seed_gives_the_same_bytes(
     tmp_path: Path, tiny_config: TinyConfig, tiny_windows: Windows
 ) -> None:

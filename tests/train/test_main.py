@@ -215,6 +215,16 @@ def test_resuming_as_another_run_is_refused(
     assert f"written by a run with another {key}" in one_line(capsys)
 
 
+@pytest.mark.parametrize("missing", ["float", "qat"])
+def test_either_checkpoint_of_another_run_is_refused(
+    copied: Path, tiny_esc10: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    (copied / f"{missing}.safetensors").unlink()
+    command = arguments(tiny_esc10, copied, "--quiet", "--resume", "--set", "seed=5")
+    assert main(command) == BAD_INPUT
+    assert "written by a run with another config" in one_line(capsys)
+
+
 # Refusals
 
 

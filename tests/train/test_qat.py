@@ -206,6 +206,15 @@ def test_rsqrt_of_zero_is_the_top_of_the_range(quantized: DeviceNetwork) -> None
     assert (seen["input_norm.variance"][1] > 0).any()
 
 
+def test_rsqrt_of_zero_is_the_top_of_any_range(quantized: DeviceNetwork) -> None:
+    grids = dict(quantized.quantization)
+    old = grids["input_norm.rsqrt"]
+    wide = Quantization((float(np.float32(old.scale[0] * 1024)),), old.zero_point)
+    quantized.set_quantization({**grids, "input_norm.rsqrt": wide})
+    found = activations(quantized, torch.zeros(1, 3, 32, 20))["input_norm.rsqrt"]
+    np.testing.assert_allclose(found, wide.scale[0] * (127 - wide.zero_point[0]), rtol=1e-6)
+
+
 def test_the_gradient_of_rsqrt_of_zero_is_finite(quantized: DeviceNetwork) -> None:
     x = torch.zeros(2, 3, 32, 20, requires_grad=True)
     quantized(x).sum().backward()
