@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,11 @@ from budgets.limits import DEFAULT_FILE, Limits, check, load_limits
 from budgets.page import as_html
 from budgets.report import Verdict, as_json, as_markdown, as_table, violation_line
 from firmware_ref import graph
-from firmware_ref.arch import PRESETS, Network, preset
+from firmware_ref.arch import PRESETS, Network, layers, preset
 from firmware_ref.cli import Parser
 from firmware_ref.errors import CHECK_FAILED, HOLDS, InputError, guarded, write_whole
-from firmware_ref.manifest import read_checkpoint_manifest
+from firmware_ref.lowering import lower
+from firmware_ref.manifest import read_checkpoint_header
 
 EXAMPLE = "python -m budgets report-125k"
 FORMATS: Mapping[str, Callable[[Sequence[Verdict], Limits], str]] = {
@@ -65,12 +67,39 @@ def count_subject(subject: str) -> Count:
         model = graph.read(path)
         return count_graph(model, name=subject, file_bytes=path.stat().st_size)
     if path.suffix == ".safetensors":
-        network = Network.from_dict(read_checkpoint_manifest(path)["network"])
+        manifest, elements = read_checkpoint_header(path)
+        network = Network.from_dict(manifest["network"])
+        _check_tensors(subject, network, manifest["stage"], elements)
         return count_network(network, name=subject, kind="checkpoint")
     raise InputError(
         f"unknown subject {subject!r}; give a preset ({', '.join(PRESETS)}), a .safetensors "
         "checkpoint or a .tflite file"
     )
+
+
+def _check_tensors(subject: str, network: Network, stage: str, elements: Mapping[str, int]) -> None:
+    """Refuse a checkpoint whose weights are not of the sizes of the network it claims."""
+    if stage == "qat":
+        graph = lower(network)
+        wanted = {
+            t.name: math.prod(t.shape)
+            for t in graph.tensors
+            if t.data is None and t.name.endswith(("/weight", "/bias"))
+        }
+    else:
+        inner = {"sub_spectral_norm": ".norm.weight"}
+        wanted = {
+            f"{layer.name}{inner.get(layer.kind, '.weight')}": layer.weights
+            for layer in layers(network)
+            if layer.weights
+        }
+    held = {name: elements.get(name, elements.get(f"module/{name}", 0)) for name in wanted}
+    for name, size in wanted.items():
+        if held[name] != size:
+            raise InputError(
+                f"checkpoint {subject!r}: tensor {name!r} has {held[name]:,} elements, the network "
+                f"it claims {size:,}; restore the file"
+            )
 
 
 @guarded
@@ -87,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     render = FORMATS["json" if options.json else options.format]
     if options.out:
         write_whole(options.out, render(verdicts, limits).encode())
-    elif not options.quiet:
+    elif options.json or not options.quiet:
         if render is as_table and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             render = partial(as_table, colour=True)
         print(render(verdicts, limits), end="")

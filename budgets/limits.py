@@ -9,7 +9,7 @@ from pathlib import Path
 
 from budgets.count import Count, count_network
 from firmware_ref.arch import Network
-from firmware_ref.errors import InputError, read_bytes
+from firmware_ref.errors import CheckFailedError, InputError, read_bytes
 
 DEFAULT_FILE = Path(__file__).with_name("limits.toml")
 LIMIT_FILE_BYTES = 64 * 1024
@@ -117,12 +117,12 @@ def check(count: Count, limits: Limits) -> list[Violation]:
 
 
 def enforce_network(network: Network, limits: Limits | None = None) -> Count:
-    """Count ``network``; raise `InputError` naming every limit it breaks, before an epoch is spent.
+    """Count ``network``; raise `CheckFailedError` naming every limit it breaks.
 
     ``limits`` defaults to `load_limits`'s own.
     """
     count = count_network(network)
     violations = check(count, load_limits() if limits is None else limits)
     if violations:
-        raise InputError("; ".join(violation.message for violation in violations))
+        raise CheckFailedError("; ".join(violation.message for violation in violations))
     return count

@@ -13,8 +13,6 @@ from firmware_ref.graph import Graph, Operator, Quantization, Tensor
 
 # TFLM wants constant data at multiples of 16 bytes.
 DATA_ALIGNMENT_BYTES = 16
-# The schema's first operator field is one byte; larger codes put this there as a placeholder.
-LAST_SMALL_OPERATOR_CODE = 127
 
 
 def write(graph: Graph) -> bytes:

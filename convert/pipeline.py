@@ -1,4 +1,9 @@
-"""The conversion, stage by stage: checkpoint to ONNX to float flatbuffer to INT8 flatbuffer."""
+"""The conversion, stage by stage: checkpoint, ONNX, float flatbuffer, INT8 flatbuffer.
+
+The float flatbuffer that onnx2tf makes is held against the device graph operator by operator and
+constant by constant; the INT8 one is that same graph with the integers and scales of training,
+in place of onnx2tf's own quantisation, which would calibrate again.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from convert.match import MismatchError, match
 from convert.onnx_export import export_onnx
 from convert.quantize import quantize_graph
 from firmware_ref import graph as graphs
-from firmware_ref.errors import InputError
+from firmware_ref.errors import CheckFailedError
 from firmware_ref.graph import METADATA_NAME, Graph
 from train import qat_checkpoint
 from train.checkpoint import Checkpoint
@@ -38,7 +43,7 @@ def convert(
     """Convert a QAT checkpoint; ``say`` is told each stage before it begins.
 
     ``limits_file`` replaces the shipped limits. Raises `InputError` for a checkpoint that is
-    unreadable or over a limit, before anything is written.
+    unreadable, `CheckFailedError` for one over a limit or an export that is not the network.
     """
     say("read the checkpoint")
     saved, device = qat_checkpoint.load(checkpoint_file)
@@ -57,7 +62,7 @@ def convert(
         try:
             match(exported, device.graph, constants)
         except MismatchError as error:
-            raise InputError(
+            raise CheckFailedError(
                 f"the graph that onnx2tf wrote is not the network's: {error}; "
                 "use the pinned versions (pip install 'tinyscene[convert]')"
             ) from None
@@ -67,7 +72,7 @@ def convert(
     graph = graphs.parse(model)
     count = count_graph(graph, "model.tflite", len(model))
     if violations := check(count, limits):
-        raise InputError("; ".join(violation.message for violation in violations))
+        raise CheckFailedError("; ".join(violation.message for violation in violations))
     return Conversion(model, graph, count, saved)
 
 

@@ -55,10 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("model", metavar="MODEL.tflite")
     check.add_argument(
         "--oracle",
-        action="append",
+        action="extend",
+        nargs="+",
         choices=list(ORACLES),
         metavar="NAME",
-        help=f"{' or '.join(ORACLES)}; may be given twice (default: all)",
+        help=f"{' or '.join(ORACLES)}; or both (default: both)",
     )
     source = check.add_mutually_exclusive_group()
     source.add_argument(
@@ -117,7 +118,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     graph = model_file.parse(data, f"model {arguments.model!r}")
     if arguments.seed < 0:
         raise InputError(f"--seed={arguments.seed}; allowed are 0 and above")
-    if arguments.inputs:
+    if arguments.inputs is not None:
         inputs = read_inputs(arguments.inputs)
     else:
         inputs = random_inputs(graph, arguments.random or DEFAULT_RANDOM, arguments.seed)
@@ -194,7 +195,7 @@ def _inputs(arguments: argparse.Namespace) -> int:
     stream = io.BytesIO()
     np.savez(stream, inputs=np.concatenate(parts))
     write_whole(arguments.out, stream.getvalue())
-    print(f"{sum(map(len, parts))} windows of {len(parts)} sounds: {arguments.out}")
+    print(f"{sum(map(len, parts))} windows of {len(parts)} sounds: {arguments.out!a}")
     return HOLDS
 
 
@@ -204,7 +205,7 @@ def _signals(arguments: argparse.Namespace) -> int:
     for name, samples in clips.items():
         path = Path(arguments.out) / f"{name}.wav"
         write_whole(path, as_wav(samples, definition.sample_rate_hz))
-    print(f"{len(clips)} sounds made by code: {arguments.out}/{{{','.join(clips)}}}.wav")
+    print(f"{len(clips)} sounds made by code in {arguments.out!a}: {', '.join(clips)} (.wav)")
     return HOLDS
 
 

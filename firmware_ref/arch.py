@@ -25,8 +25,10 @@ Shape = tuple[int, int, int]
 class Network:
     """One member of the BC-ResNet-Mod family; `layers` expands it.
 
-    Four-entry tuples give one value a stage; `pool_after` holds the numbers (1-based) of the
-    stages that end in a 2x2 max-pool. `first_res_norm` is ``"input"`` or ``"stem"``.
+    ``widths`` and ``blocks`` give one value a stage; ``pool_after`` holds the numbers (1-based) of
+    the stages that end in a 2x2 max-pool. ``first_res_norm`` is ``"input"`` or ``"stem"``.
+    ``res_norm_epsilon`` and ``dropout`` belong to float training: INT8 cannot hold the one beside
+    the variance (`lowering`), and the other is off on the device.
     """
 
     name: str
@@ -143,7 +145,8 @@ def _check_type(network: object, name: str, value: object) -> None:
         good = isinstance(value, tuple) and len(value) <= 16 and all(type(v) is int for v in value)
         allowed = "a list of at most 16 integers"
     elif name in {"name", "first_res_norm"}:
-        good, allowed = isinstance(value, str), "a string"
+        good = isinstance(value, str) and value.isprintable() and len(value) <= 64
+        allowed = "a string of at most 64 printable characters"
     elif name in {"res_norm_lambda", "res_norm_epsilon", "dropout"}:
         good, allowed = isinstance(value, float | int) and not isinstance(value, bool), "a number"
     elif name == "head_channels":
@@ -159,8 +162,8 @@ class Layer:
     """One layer as trained, batch norm apart from its convolution.
 
     ``kind`` is one of ``conv``, ``batch_norm``, ``sub_spectral_norm``, ``res_norm``,
-    ``max_pool``, ``mean`` and ``add``; weights and biases are counted apart. ``channels_in`` and
-    ``kernel`` are those of a convolution (``groups`` equal to ``channels_in``: depthwise).
+    ``max_pool``, ``mean`` and ``add``; weights and biases are counted apart, and a norm's
+    running statistics are no parameters. Multiply-accumulates are those of convolutions.
     """
 
     name: str

@@ -37,7 +37,8 @@ def res_norm(x: np.ndarray, norm: ResNorm) -> np.ndarray:
     """Residual normalisation over time and channels, for each frequency.
 
     ``lambda x + (x - mean) / std``, computed as ``(x - mean) (lambda + 1 / std) + lambda mean``.
-    Kim et al., DCASE 2021, equations 1 to 4; epsilon is below the resolution of int8.
+    Cao et al., DCASE 2022, equations 1 to 4 (after Kim et al., DCASE 2021).
+    Epsilon is below the resolution of int8.
     """
     mean = norm.mean(x)  # (N, F, 1, 1)
     centered = norm.centered(x, mean)  # (N, F, T, C)

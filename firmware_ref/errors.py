@@ -25,24 +25,53 @@ class InputError(Exception):
     """Bad input or usage: one line that names the value, what is allowed, and what to do."""
 
 
+class CheckFailedError(InputError):
+    """Sound input that does not hold what it must: over a limit, or not the same bits."""
+
+
 def guarded(main: Main) -> Main:
-    """Wrap a command's ``main`` so that an `InputError` is one line on stderr and exit code 2."""
+    """Wrap a command's ``main`` so that whatever goes wrong is one line on stderr.
+
+    Exit code 1 for a `CheckFailedError`, 2 for an `InputError`, a missing package, an operating
+    system that refuses, or memory that does not suffice. Any other exception is a bug and shows.
+    """
 
     def run(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
+        except CheckFailedError as error:
+            return _fail(str(error), CHECK_FAILED)
         except InputError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return BAD_INPUT
+            return _fail(str(error))
+        except ModuleNotFoundError as error:
+            return _fail(
+                f"this command needs the package {error.name!r}; pip install 'tinyscene[convert]'"
+            )
+        except MemoryError:
+            return _fail("the input needs more memory than there is; give fewer or smaller ones")
         except KeyboardInterrupt:
             print("interrupted; nothing half-written was left behind", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:
-            # The reader (head, less) went away; that is no fault of ours.
+            # The reader (head, less) went away before the verdict: that is no success.
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives until exit
-            return HOLDS
+            return CHECK_FAILED
+        except OSError as error:
+            name = "" if error.filename is None else f" {str(error.filename)!a}"
+            return _fail(f"the system refused{name}: {error.strerror or error}; give another path")
+        except UnicodeEncodeError as error:
+            return _fail(f"{error.object[:80]!a} cannot be printed here; set PYTHONUTF8=1")
 
     return run
+
+
+def _fail(message: str, code: int = BAD_INPUT) -> int:
+    """One line on stderr, control characters and what the terminal cannot show escaped."""
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))
+    encoding = sys.stderr.encoding or "ascii"
+    line = line.encode(encoding, errors="backslashreplace").decode(encoding)
+    print(f"error: {line}", file=sys.stderr)
+    return code
 
 
 def read_bytes(path: str | Path, limit_bytes: int, what: str) -> bytes:
@@ -63,9 +92,14 @@ def read_bytes(path: str | Path, limit_bytes: int, what: str) -> bytes:
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name beside it, then a rename."""
-    path = Path(path)
+    """Write a file whole or not at all: a temporary name beside it, then a rename.
+
+    A link is followed; what exists and is no regular file (a folder, a device) is refused.
+    """
     try:
+        path = Path(path).resolve()
+        if path.exists() and not path.is_file():
+            raise InputError(f"{str(path)!r} is no regular file; give the path of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

@@ -14,7 +14,6 @@ import math
 
 import numpy as np
 
-INT8_MIN, INT8_MAX = -128, 127
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 Integers = int | np.integer | np.ndarray

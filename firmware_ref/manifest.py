@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from firmware_ref.errors import InputError, read_bytes
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.graph import METADATA_NAME, Graph
@@ -17,10 +19,16 @@ CHECKPOINT_VERSION = 1
 MANIFEST_KEY = "manifest"
 CHECKPOINT_LIMIT_BYTES = 256 * 2**20
 HEADER_LIMIT_BYTES = 16 * 2**20
+MAX_LABEL = 100
 
 
 def read_checkpoint_manifest(path: str | Path) -> dict[str, Any]:
-    """The JSON manifest in the header of a checkpoint, without loading a tensor.
+    """The JSON manifest of a checkpoint; see `read_checkpoint_header`."""
+    return read_checkpoint_header(path)[0]
+
+
+def read_checkpoint_header(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The JSON manifest of a checkpoint and the elements of each tensor, loading none.
 
     A safetensors file starts with the length of a JSON header (little-endian uint64) whose
     ``__metadata__`` maps strings to strings; ours has one entry, the manifest.
@@ -35,6 +43,8 @@ def read_checkpoint_manifest(path: str | Path) -> dict[str, Any]:
         header = json.loads(data[8 : 8 + length].decode("utf-8"))
         manifest = json.loads(header["__metadata__"][MANIFEST_KEY])
         kind, version = manifest["format"], manifest["version"]
+        del header["__metadata__"]
+        elements = {name: math.prod(entry["shape"]) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{refusal} (no readable manifest); {remedy}") from None
     if kind != CHECKPOINT_FORMAT or version != CHECKPOINT_VERSION:
@@ -45,7 +55,7 @@ def read_checkpoint_manifest(path: str | Path) -> dict[str, Any]:
     for key, kind in (("network", dict), ("stage", str), ("labels", list)):
         if not isinstance(manifest.get(key), kind):
             raise InputError(f"{refusal}: manifest key {key!r} is missing or malformed; {remedy}")
-    return manifest
+    return manifest, elements
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,10 @@ def parse_metadata(
     if not _distinct_names(labels) or output_shape != (1, len(labels)):
         raise InputError(f"{what}: labels={labels!r:.80} do not fit the output of {output_shape}")
     for name, numbers in (("mean", mean), ("std", std)):
-        if not _finite_numbers(numbers, input_shape[-1]) or (name == "std" and min(numbers) <= 0):
+        if not _finite_numbers(numbers, input_shape[-1]) or (
+            # Below this a float32 is no longer a number to divide by.
+            name == "std" and min(numbers) < np.finfo(np.float32).tiny
+        ):
             raise InputError(
                 f"{what}: {name}={numbers!r:.80}; allowed are {input_shape[-1]} finite numbers, "
                 "one a channel, the std above 0"
@@ -124,7 +137,10 @@ def parse_metadata(
 def _distinct_names(labels: object) -> bool:
     return (
         isinstance(labels, list)
-        and all(isinstance(label, str) and label for label in labels)
+        and all(
+            isinstance(label, str) and label.isprintable() and 0 < len(label) <= MAX_LABEL
+            for label in labels
+        )
         and len(set(labels)) == len(labels)
     )
 

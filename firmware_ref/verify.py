@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from firmware_ref.errors import InputError, read_bytes
+from firmware_ref.errors import CheckFailedError, InputError, read_bytes
 from firmware_ref.graph import Graph
 from firmware_ref.oracle import Oracle, session
 from firmware_ref.run import BATCH, Interpreter
 
 MAX_INPUT_BYTES = 1 << 28
+MAX_RANK = 8
 INPUTS_NAME = "inputs"
 
 Progress = Callable[[int, int], None]
@@ -122,7 +124,7 @@ class _Tally:
     def compare(self, index: int, number: int, expected: np.ndarray, actual: np.ndarray) -> None:
         """One tensor for one input; both without their batch axis."""
         if expected.dtype != actual.dtype or expected.shape != actual.shape:
-            raise InputError(
+            raise CheckFailedError(
                 f"tensor {self._graph.tensors[index].name!r} is {expected.dtype} "
                 f"{expected.shape} in the oracle and {actual.dtype} {actual.shape} here; "
                 "the file's shapes are not those its operators give"
@@ -198,7 +200,10 @@ def read_inputs(path: str | Path) -> np.ndarray:
         raise InputError(f"{what} unpacks to {size:,} bytes; at most {MAX_INPUT_BYTES:,}")
     if dtype != np.int8 or not shape:
         raise InputError(f"{what} has dtype={dtype} and shape={shape}; allowed is int8 (N, ...)")
-    if int(np.prod(shape, dtype=object)) != len(raw) - start:
+    plain = all(type(size) is int and 0 <= size < 2**31 for size in shape)
+    if not plain or len(shape) > MAX_RANK:
+        raise InputError(f"{what} has shape={shape!r:.80}; allowed are up to {MAX_RANK} sizes")
+    if math.prod(shape) != len(raw) - start:
         raise InputError(f"{what} has shape={shape}, but {len(raw) - start:,} values")
     return np.frombuffer(raw, np.int8, offset=start).reshape(shape)
 

@@ -7,13 +7,15 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firmware_ref.cli import Parser
 from firmware_ref.errors import HOLDS, guarded, write_whole
-from train.config import load_config
-from train.data import Progress, Recording, data_folder, load_dataset
-from train.evaluate import Metrics, as_table
-from train.loop import Epoch
+
+if TYPE_CHECKING:  # torch is imported by the commands, not by --help
+    from train.data import Progress, Recording
+    from train.evaluate import Metrics
+    from train.loop import Epoch
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -25,11 +27,17 @@ def train_parser() -> argparse.ArgumentParser:
         "see also: python -m train evaluate --help",
     )
     parser.add_argument("--config", default="esc10", help="shipped name or .toml (default: esc10)")
-    _data_arguments(parser)
+    _data_arguments(parser, 1, "official fold to leave out and test on (default 1)")
     parser.add_argument("--out", default="runs/latest", help="folder to write into")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", help="change one key"
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="section.key=value",
+        help="change keys, as in --set seed=1 float.epochs=64",
     )
+    parser.add_argument("--limits", help="limits.toml to hold (default: the shipped one)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -44,16 +52,16 @@ def evaluate_parser() -> argparse.ArgumentParser:
         epilog="example: python -m train evaluate --model model.tflite --data recordings --fold 1",
     )
     parser.add_argument("--model", required=True, help="a .safetensors checkpoint or a .tflite")
-    _data_arguments(parser)
+    _data_arguments(parser, None, "official fold (default: the one the model never heard)")
     parser.add_argument("--out", help="folder to write metrics.json into")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
+def _data_arguments(parser: argparse.ArgumentParser, fold: int | None, fold_help: str) -> None:
     parser.add_argument("--data", help="folder of the recordings (default: $ASC_DATA)")
-    parser.add_argument("--fold", type=int, default=1, help="official fold to test on (default 1)")
+    parser.add_argument("--fold", type=int, default=fold, help=fold_help)
 
 
 def progress(quiet: bool) -> Progress:
@@ -103,19 +111,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from train.run import run
+    from budgets.limits import load_limits
+    from train.config import load_config
+    from train.data import data_folder, load_dataset
+    from train.run import QAT_FILE, run
 
     config = load_config(args.config, args.set)
     dataset = load_dataset(config.data.dataset, data_folder(args.data))
     out = Path(args.out)
     lines = EpochLines(args.quiet, out / "epochs.jsonl")
-    metrics = run(config, dataset, args.fold, out, args.resume, lines, progress(args.quiet))
-    _print(metrics, dataset.labels, args.json, ok=True)
+    limits = load_limits(args.limits)
+    show = progress(args.quiet)
+    metrics = run(config, dataset, args.fold, out, args.resume, lines, show, limits)
+    _print(metrics, dataset.labels, args.json)
+    if not (args.json or args.quiet):
+        print(f"next: python -m convert --target tflite-micro --checkpoint {out / QAT_FILE}")
     return HOLDS
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from train.assess import assess
+    from train.data import data_folder, load_dataset
 
     dataset = load_dataset("esc10", data_folder(args.data))
     metrics = assess(Path(args.model), dataset, args.fold, progress(args.quiet))
@@ -123,14 +139,16 @@ def _evaluate(args: argparse.Namespace) -> int:
         content = {name: m.to_dict(dataset.labels) for name, m in metrics.items()}
         path = Path(args.out) / "metrics.json"
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-    _print(metrics, dataset.labels, args.json, ok=True)
+    _print(metrics, dataset.labels, args.json)
     return HOLDS
 
 
-def _print(metrics: dict[str, Metrics], labels: Sequence[str], as_json: bool, ok: bool) -> None:
+def _print(metrics: dict[str, Metrics], labels: Sequence[str], as_json: bool) -> None:
+    from train.evaluate import as_table
+
     if as_json:
         content = {name: m.to_dict(labels) for name, m in metrics.items()}
-        print(json.dumps({"ok": ok, "metrics": content}, indent=2))
+        print(json.dumps({"ok": True, "metrics": content}, indent=2))
     else:
         print(as_table(metrics))
 

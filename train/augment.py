@@ -25,6 +25,8 @@ def mix_up(
 ) -> tuple[Tensor, Tensor]:
     """``w x_i + (1 - w) x_j`` with one w ~ Beta(alpha, alpha) an example; 0 switches it off.
 
+    The second batch is the first in another order, and features are mixed rather than samples.
+
     Zhang et al., "mixup: beyond empirical risk minimization", 2017; section 2.1 of the report.
     """
     if alpha == 0:

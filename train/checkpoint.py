@@ -57,7 +57,8 @@ def load(path: str | Path, stage: str | None = None) -> Checkpoint:
     manifest = read_checkpoint_manifest(path)
     if stage is not None and manifest["stage"] != stage:
         raise InputError(
-            f"checkpoint {str(path)!r} is of stage {manifest['stage']!r}; needed is {stage!r}"
+            f"checkpoint {str(path)!r} is of stage {manifest['stage']!r}; needed is {stage!r}: "
+            f"give the {stage}.safetensors that `python -m train` wrote"
         )
     try:
         tensors = safetensors.numpy.load(Path(path).read_bytes())

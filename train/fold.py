@@ -9,8 +9,7 @@ import numpy as np
 from firmware_ref.arch import Network
 from firmware_ref.graph import Graph
 from firmware_ref.scheme import WEIGHT_AXIS
-
-BATCH_NORM_EPSILON = 1e-5
+from train.model import BATCH_NORM_EPSILON
 
 
 def fold(

@@ -130,10 +130,16 @@ def _is_finite(module: nn.Module) -> bool:
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for convolution weights only: not for biases and normalisation."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
+    named = list(module.named_parameters())
+    decayed = [p for n, p in named if p.ndim > 1 and not _is_norm(n)]
+    others = [p for n, p in named if p.ndim <= 1 or _is_norm(n)]
     groups = [{"params": decayed, "weight_decay": weight_decay}]
     return groups + ([{"params": others, "weight_decay": 0.0}] if others else [])
+
+
+def _is_norm(name: str) -> bool:
+    """Whether a constant of the device graph is what is left there of a sub-spectral norm."""
+    return "ssn_scale" in name or "sub_spectral_norm" in name
 
 
 def module_tensors(module: nn.Module) -> dict[str, np.ndarray]:

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from firmware_ref.arch import Network
 
+BATCH_NORM_EPSILON = 1e-5
+
 
 class ResNorm(nn.Module):
     """``lambda x + FreqIN(x)``: equations 1-4 of the report; no parameters.
@@ -43,7 +45,7 @@ class SubSpectralNorm(nn.Module):
     def __init__(self, channels: int, bands: int) -> None:
         super().__init__()
         self.bands = bands
-        self.norm = nn.BatchNorm2d(channels * bands)
+        self.norm = nn.BatchNorm2d(channels * bands, eps=BATCH_NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bands == 1:
@@ -66,7 +68,7 @@ class BCResBlock(nn.Module):
         self.expand: nn.Module | None = None
         if channels_in != width:
             self.expand = nn.Conv2d(channels_in, width, 1, bias=bias)
-            self.expand_norm = nn.BatchNorm2d(width)
+            self.expand_norm = nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
         self.frequency_conv = nn.Conv2d(
             width, width, (3, 1), padding=(1, 0), groups=width, bias=bias
         )
@@ -74,7 +76,7 @@ class BCResBlock(nn.Module):
         self.temporal_conv = nn.Conv2d(
             width, width, (1, 3), padding=(0, 1), groups=width, bias=bias
         )
-        self.temporal_norm = nn.BatchNorm2d(width)
+        self.temporal_norm = nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
         self.project = nn.Conv2d(width, width, 1, bias=bias)
         self.dropout = nn.Dropout2d(network.dropout)
 
@@ -102,7 +104,11 @@ class Stem(nn.Module):
         self.conv = nn.Conv2d(
             network.input_channels, network.stem_channels, 5, stride=2, bias=network.conv_bias
         )
-        self.norm = nn.BatchNorm2d(network.stem_channels) if network.stem_norm else None
+        self.norm = (
+            nn.BatchNorm2d(network.stem_channels, eps=BATCH_NORM_EPSILON)
+            if network.stem_norm
+            else None
+        )
         on = network.res_norm and network.first_res_norm == "stem"
         self.res_norm = ResNorm(network) if on else None
 
@@ -134,7 +140,11 @@ class Head(nn.Module):
         super().__init__()
         assert network.head_channels is not None
         self.conv = nn.Conv2d(network.widths[-1], network.head_channels, 1, bias=network.conv_bias)
-        self.norm = nn.BatchNorm2d(network.head_channels) if network.head_norm else None
+        self.norm = (
+            nn.BatchNorm2d(network.head_channels, eps=BATCH_NORM_EPSILON)
+            if network.head_norm
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)

@@ -108,6 +108,8 @@ class DeviceNetwork(nn.Module):
             shape = [1] * weight.ndim
             shape[axis] = len(scale)
             weight = _straight_through(weight, torch.from_numpy(scale).view(shape))
+            steps = scheme.bias_scale(self.quantization[x].scale[0], scale)
+            bias = _straight_through(bias, torch.from_numpy(steps), scheme.BIAS_LIMIT)
         return weight.permute(axis, 3 - axis, 1, 2), bias
 
     def _on_grid(self, name: str, x: Tensor) -> Tensor:
@@ -128,9 +130,8 @@ def _name(key: str) -> str:
     return key.replace(":", ".")
 
 
-def _straight_through(w: Tensor, scale: Tensor) -> Tensor:
-    """``scale * round(w / scale)`` within +-127 steps; the gradient is that of w."""
-    limit = scheme.WEIGHT_MAX
+def _straight_through(w: Tensor, scale: Tensor, limit: int = scheme.WEIGHT_MAX) -> Tensor:
+    """``scale * round(w / scale)`` within ``limit`` steps; the gradient is that of w."""
     rounded = (w.detach() / scale).round().clamp(-limit, limit) * scale
     return w + (rounded - w.detach())
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgets.limits import enforce_network
+from budgets.limits import Limits, enforce_network
 from firmware_ref.arch import Network
 from firmware_ref.errors import InputError, write_whole
 from firmware_ref.features import FeatureDefinition
@@ -38,13 +38,15 @@ def run(
     resume: bool,
     report: Callable[[loop.Epoch], None],
     progress: Progress,
+    limits: Limits | None = None,
 ) -> dict[str, Metrics]:
     """Train on all folds but ``test_fold``, then measure float and QAT models on it.
 
     The last epoch is the result: the test fold selects nothing. Writes ``float.safetensors``,
-    ``qat.safetensors`` and ``metrics.json`` into ``out``.
+    ``qat.safetensors`` and ``metrics.json`` into ``out``. ``limits`` are the shipped ones unless
+    given; a network over one is refused before anything is read.
     """
-    enforce_network(config.network)
+    enforce_network(config.network, limits)
     _check_out(out, resume)
     _deterministic()
     definition = FeatureDefinition()

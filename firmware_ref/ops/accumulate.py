@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, mbqm
+from firmware_ref.fixedpoint import mbqm
 from firmware_ref.ops.node import Affine, Node
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 
 @dataclass(frozen=True, eq=False)

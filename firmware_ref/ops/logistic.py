@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, logistic, mbqm, quantize_multiplier, rdpot
+from firmware_ref.fixedpoint import logistic, mbqm, quantize_multiplier, rdpot
 from firmware_ref.ops.elementwise import INT8_CODES
 from firmware_ref.ops.node import Affine, Kernel, Node
 from firmware_ref.ops.table import Table, unary
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 INPUT_INTEGER_BITS = 4
 OUTPUT = Affine(scale=1 / 256, zero_point=-128)

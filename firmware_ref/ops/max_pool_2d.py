@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MIN
 from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.ops.pool import prepare_pool
 from firmware_ref.ops.window import Window
+from firmware_ref.scheme import INT8_MIN
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
 from firmware_ref.ops.elementwise import Rescale
 from firmware_ref.ops.node import Kernel, Node
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from firmware_ref.errors import InputError
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN, quantize_multiplier
+from firmware_ref.fixedpoint import quantize_multiplier
 from firmware_ref.graph import Graph, Operator, Tensor
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 # Keeps every int32 sum over a tensor (255 an element) below 2**31.
 MAX_ACTIVATION_ELEMENTS = 1 << 22

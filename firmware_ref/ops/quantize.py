@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
 from firmware_ref.ops.elementwise import INT8_CODES, Rescale
 from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.ops.table import Table, unary
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 
 def prepare(node: Node) -> Kernel:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from firmware_ref.fixedpoint import (
-    INT8_MAX,
-    INT8_MIN,
     exp_on_negative_values,
     mbqm,
     quantize_multiplier,
@@ -19,6 +17,7 @@ from firmware_ref.fixedpoint import (
 )
 from firmware_ref.ops.node import Affine, Kernel, Node
 from firmware_ref.ops.table import unary
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 INPUT_INTEGER_BITS = 5
 SUM_INTEGER_BITS = 12

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from firmware_ref.fixedpoint import INT8_MAX, INT8_MIN
 from firmware_ref.ops.elementwise import Rescale, TableBinary, operands, scaled_codes
 from firmware_ref.ops.node import Kernel, Node
+from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 # 255**2 << 14 still fits int32.
 LEFT_SHIFT = 7

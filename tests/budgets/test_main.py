@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from budgets.__main__ import EXAMPLE, main
-from firmware_ref.arch import PRESETS, preset
+from firmware_ref.arch import PRESETS, layers, preset
 from firmware_ref.manifest import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,15 @@ ROOT = Path(__file__).parents[2]
 def write_checkpoint(path: Path, network: object) -> Path:
     manifest = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, "network": network}
     manifest |= {"stage": "float", "labels": []}
-    header = json.dumps({"__metadata__": {"manifest": json.dumps(manifest)}}).encode()
+    # The header of a report-125k checkpoint, as `train` names its tensors.
+    names = {"sub_spectral_norm": ".norm.weight"}
+    tensors = {
+        layer.name + names.get(layer.kind, ".weight"): {"shape": [layer.weights]}
+        for layer in layers(preset("report-125k"))
+        if layer.weights
+    }
+    entries = {"__metadata__": {"manifest": json.dumps(manifest)}, **tensors}
+    header = json.dumps(entries).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     return path
 
@@ -103,6 +111,14 @@ def test_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (subject,) = json.loads(capsys.readouterr().out)["subjects"]
     assert (subject["name"], subject["kind"]) == (str(path), "checkpoint")
     assert (subject["parameters"], subject["macs"]) == (125_330, 8_637_000)
+
+
+def test_checkpoint_that_claims_another_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(tmp_path / "c.safetensors", preset("qti-c40").to_dict())
+    line = fails_with_one_line(capsys, [str(path), "--json"])
+    assert "sub_spectral_norm.norm.weight' has 40 elements, the network it claims 160" in line
 
 
 def test_int8_flatbuffer_of_the_real_converter(

@@ -27,10 +27,10 @@ OVER_LIMIT = PRESETS["qti-c80"]
 def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
     """Run the command on a checkpoint that it must refuse; returns the line on stderr."""
 
-    def run(path: Path, *more: str) -> str:
+    def run(path: Path, *more: str, code: int = 2) -> str:
         out = tmp_path / "out"
         arguments = ["--target", "tflite-micro", "--checkpoint", str(path), "--out", str(out)]
-        assert main([*arguments, "--quiet", *more]) == 2
+        assert main([*arguments, "--quiet", *more]) == code
         captured = capsys.readouterr()
         assert captured.out == ""
         (line,) = captured.err.splitlines()
@@ -252,10 +252,20 @@ def test_a_checkpoint_that_says_too_little(
     assert words in refusal(tmp_path / "qat.safetensors")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / "file" / "bundle"
+    assert main(["--target", "tflite-micro", "--checkpoint", str(good), "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert "is no folder to write in" in captured.err and len(captured.err.splitlines()) == 1
+
+
 def test_a_network_over_the_limits_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
     """Before any time is spent on converting it."""
     save(OVER_LIMIT, tmp_path / "large.safetensors")
-    line = refusal(tmp_path / "large.safetensors")
+    line = refusal(tmp_path / "large.safetensors", code=1)
     assert "parameters=314,650; allowed are 128,000" in line
     assert "multiply_accumulates" in line
 
@@ -263,6 +273,6 @@ def test_a_network_over_the_limits_is_refused(refusal: Callable[..., str], tmp_p
 def test_limits_of_ones_own(refusal: Callable[..., str], good: Path, tmp_path: Path) -> None:
     limits = tmp_path / "limits.toml"
     limits.write_text("[model]\nparameters = 100\nmultiply_accumulates = 30_000_000\n")
-    assert "allowed are 100; save" in refusal(good, "--limits", str(limits))
+    assert "allowed are 100; save" in refusal(good, "--limits", str(limits), code=1)
     limits.write_text("[model]\nparameters = 100\n")
     assert "multiply_accumulates" in refusal(good, "--limits", str(limits))

@@ -13,8 +13,10 @@ import pytest
 from firmware_ref import errors
 from firmware_ref.errors import (
     BAD_INPUT,
+    CHECK_FAILED,
     HOLDS,
     INTERRUPTED,
+    CheckFailedError,
     InputError,
     guarded,
     read_bytes,
@@ -58,9 +60,9 @@ def test_an_interruption_is_one_line_and_its_own_exit_code(
     ]
 
 
-def test_a_reader_that_went_away_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_went_away_gets_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sys.stdout)
-    assert command(BrokenPipeError())([]) == HOLDS
+    assert command(BrokenPipeError())([]) == CHECK_FAILED
     sys.stdout.close()  # the null device, which a command leaves open until it exits
 
 
@@ -144,7 +146,39 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path / "file" / "a", tmp_path, tmp_path / ("x" * 300)):
-        with pytest.raises(InputError, match="cannot be written") as caught:
+    os.mkfifo(tmp_path / "pipe")
+    reasons = {
+        tmp_path / "file" / "a": "cannot be written",
+        tmp_path / ("x" * 300): "cannot be written",
+        tmp_path: "is no regular file",
+        tmp_path / "pipe": "is no regular file",
+    }
+    for path, reason in reasons.items():
+        with pytest.raises(InputError, match=reason) as caught:
             write_whole(path, b"")
-        assert repr(str(path)) in str(caught.value) and "--out" in str(caught.value)
+        assert repr(str(path)) in str(caught.value)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "target").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (CheckFailedError("over"), CHECK_FAILED, "error: over"),
+        (ModuleNotFoundError("no", name="torch"), BAD_INPUT, "pip install 'tinyscene[convert]'"),
+        (MemoryError(), BAD_INPUT, "more memory than there is"),
+        (OSError(28, "No space left on device"), BAD_INPUT, "No space left on device"),
+        (InputError("a\x1b[31mb"), BAD_INPUT, "error: a\\x1b[31mb"),
+    ],
+)
+def test_each_failure_is_one_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, code: int, message: str
+) -> None:
+    assert command(error)([]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_every_shipped_configuration_loads_and_fits_the_limits(name: str) -> Non
 
 def test_esc10_is_the_preset_and_the_recipe() -> None:
     config = load_config("esc10")
-    assert config.network == preset("report-125k")
+    assert config.network == replace(preset("report-125k"), first_res_norm="stem")
     assert config.float_stage.learning_rate == 0.1
     assert config.float_stage.final_learning_rate == 1e-5
     assert config.float_stage.momentum == 0.9

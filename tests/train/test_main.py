@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_ref.errors import BAD_INPUT, HOLDS, INTERRUPTED
+from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, INTERRUPTED
 from train import checkpoint, loop, qat_checkpoint
 from train.__main__ import main
 
@@ -239,10 +239,9 @@ def test_either_checkpoint_of_another_run_is_refused(
         (("--set", "model.classes=10"), "model.classes=10; allowed with ESC-10 is 3"),
         (("--set", "model.input_bands=64"), "model.input_bands=64; allowed with ESC-10 is 128"),
         (("--set", "model.input_frames=40"), "model.input_frames=40; allowed with ESC-10 is 44"),
-        (("--set", "model.widths=[400,400]"), "custom: parameters="),
         (("--set", "data.dataset=tau"), "data.dataset='tau' is unknown"),
         (("--nonsense",), "unrecognized arguments: --nonsense"),
-        (("--set",), "expected one argument"),
+        (("--set",), "expected at least one argument"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -257,6 +256,16 @@ def test_bad_usage_is_one_line(
     assert main(arguments(tiny_esc10, out, "--quiet", *more, settings=settings)) == BAD_INPUT
     assert message in one_line(capsys)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_network_over_a_limit_fails_the_check(
+    tiny_esc10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*SETTINGS, "model.name=custom", "model.widths=[400,400]")
+    out = tmp_path / "out"
+    assert main(arguments(tiny_esc10, out, "--quiet", settings=settings)) == CHECK_FAILED
+    assert "custom: parameters=" in one_line(capsys)
+    assert not out.exists()
 
 
 def test_missing_data_are_one_line(
