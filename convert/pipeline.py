@@ -45,7 +45,6 @@ def convert(
     ``limits_file`` replaces the shipped limits. Raises `InputError` for a checkpoint that is
     unreadable, `CheckFailedError` for one over a limit or an export that is not the network.
     """
-    say("read the checkpoint")
     saved, device = qat_checkpoint.load(checkpoint_file)
     metadata = {METADATA_NAME: _metadata(saved)}
     limits = load_limits(limits_file)

@@ -74,8 +74,8 @@ def _check_fold(path: str, unheard: int | None, fold: int | None) -> int:
         raise InputError(f"model {path!r} does not say which fold it never heard; convert it again")
     if fold not in (None, unheard):
         raise InputError(
-            f"model {path!r} was trained on fold {fold} (it says that it never heard fold "
-            f"{unheard}); measure it with --fold {unheard}"
+            f"model {path!r} kept fold {unheard} apart in training, not fold {fold}; "
+            f"measure it with --fold {unheard}"
         )
     return unheard
 

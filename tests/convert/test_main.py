@@ -69,7 +69,7 @@ def test_a_conversion_says_each_stage(converted: Converted) -> None:
     lines = converted.stderr.splitlines()
     assert all(line.startswith("[") and " s] " in line for line in lines)
     stages = [line.partition("] ")[2] for line in lines]
-    assert (stages[0], stages[-1], len(stages)) == ("read the checkpoint", "done", 6)
+    assert (stages[0], stages[-1], len(stages)) == ("PyTorch to ONNX", "done", 5)
 
 
 @pytest.fixture

@@ -387,7 +387,7 @@ def test_evaluation_of_integers_is_near_the_qat_model(
     expected = json.loads((finished / "metrics.json").read_text())["metrics"]["qat"]
     assert found["clip_log_loss"] == pytest.approx(expected["clip_log_loss"], abs=0.05)
     assert main([*command, "--fold", "2"]) == BAD_INPUT
-    assert "was trained on fold 2" in one_line(capsys)
+    assert "kept fold 1 apart in training, not fold 2" in one_line(capsys)
 
 
 def test_a_fold_that_was_trained_on_is_refused(
@@ -397,7 +397,7 @@ def test_a_fold_that_was_trained_on_is_refused(
         model = str(finished / f"{name}.safetensors")
         command = ["evaluate", "--model", model, "--data", str(tiny_esc10)]
         assert main([*command, "--fold", "2"]) == BAD_INPUT
-        assert "was trained on fold 2" in one_line(capsys)
+        assert "kept fold 1 apart in training, not fold 2" in one_line(capsys)
 
 
 def test_models_for_other_labels_or_of_no_kind_are_refused(
