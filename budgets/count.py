@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from budgets import cost
 from firmware_ref.arch import Layer, Network, layers
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Tensor
@@ -66,7 +67,8 @@ FREE = frozenset({
 class LayerCount:
     """One row: a layer's name, operation, output shape, and what it costs in ``plain``.
 
-    Shapes are (C, F, T) for a network and (N, F, T, C) for a flatbuffer.
+    Shapes are (C, F, T) for a network and (N, F, T, C) for a flatbuffer, whose layers have an
+    estimate of their ``instructions`` by core (`budgets.cost`) where the operator's cost is known.
     """
 
     name: str
@@ -74,6 +76,7 @@ class LayerCount:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    instructions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Count:
     """What one subject costs; ``kind`` is ``network``, ``preset``, ``checkpoint`` or ``tflite``.
 
     ``sizes`` gives bytes of ``weights``, ``biases`` and the ``file`` of a flatbuffer.
+    ``instructions`` sums the layers' estimates by core; ``not_costed`` names the kinds of
+    operators left out.
     ``not_int8`` and ``not_counted`` name tensors and operators that break the rules of
     `budgets.limits.check`; both are empty for a network.
     """
@@ -98,6 +103,8 @@ class Count:
     layers: tuple[LayerCount, ...]
     conventions: Mapping[str, Total]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    instructions: Mapping[str, int] = field(default_factory=dict)
+    not_costed: tuple[str, ...] = ()
     not_int8: tuple[str, ...] = ()
     not_counted: tuple[str, ...] = ()
 
@@ -164,6 +171,10 @@ def count_graph(graph: Graph, name: str, file_bytes: int) -> Count:
             "biases": sum(data.nbytes for role, data in constants if role == "biases"),
             "file": file_bytes,
         },
+        instructions={
+            core: sum(row.instructions.get(core, 0) for row in rows) for core in cost.CORES
+        },
+        not_costed=tuple(sorted({row.op for row in rows if not row.instructions})),
         not_int8=tuple(f"{t.name}: {t.dtype}" for t in graph.tensors if not _is_int8(t)),
         not_counted=tuple(
             f"{graph.name(operator)}: {operator.kind}"
@@ -224,12 +235,14 @@ def _plain(rows: tuple[LayerCount, ...]) -> Total:
 
 
 def _row(graph: Graph, operator: Operator) -> LayerCount:
+    macs = plain_macs(graph, operator)
     return LayerCount(
         name=graph.name(operator),
         op=operator.kind,
         output_shape=graph.tensors[operator.outputs[0]].shape,
         parameters=sum(data.size for _, data in learned(graph, operator)),
-        macs=plain_macs(graph, operator),
+        macs=macs,
+        instructions=cost.instructions(graph, operator, macs) or {},
     )
 
 

@@ -79,6 +79,12 @@ def total_lines(count: Count) -> list[str]:
     """A line for the bytes of a flatbuffer, and one for each convention's totals."""
     parts = ", ".join(f"{what} {size:,}" for what, size in count.sizes.items())
     lines = [f"bytes: {parts}"] if parts else []
+    if count.instructions:
+        cores = ", ".join(
+            f"{total / 1e6:.1f} M on {core}" for core, total in count.instructions.items()
+        )
+        without = f", without {', '.join(count.not_costed)}" if count.not_costed else ""
+        lines.append(f"instructions, estimated for TFLM with CMSIS-NN: {cores}{without}")
     return lines + [
         f"{name}: {total.parameters:,} parameters, {total.macs:,} MACs ({CONVENTIONS[name]})"
         for name, total in count.conventions.items()
@@ -95,11 +101,19 @@ def _table(verdict: Verdict, limits: Limits, colour: bool) -> str:
         return f"{code}{text}{RESET}" if colour else text
 
     count = verdict.count
-    rows = [("layer", "op", "output shape", "parameters", "MACs")]
+    rows = [["layer", "op", "output shape", "parameters", "MACs"]]
     for row in count.layers:
         name, op, shape = printable(row.name), printable(row.op), shape_text(row.output_shape)
-        rows.append((name, op, shape, f"{row.parameters:,}", f"{row.macs:,}"))
-    rows.append(("total", "", "", f"{count.parameters:,}", f"{count.macs:,}"))
+        rows.append([name, op, shape, f"{row.parameters:,}", f"{row.macs:,}"])
+    rows.append(["total", "", "", f"{count.parameters:,}", f"{count.macs:,}"])
+    if count.instructions:
+        core = next(iter(count.instructions))
+        column = [row.instructions.get(core) for row in count.layers]
+        texts = ["-" if value is None else f"{value:,}" for value in column]
+        for cells, text in zip(
+            rows, [f"{core} instr.", *texts, f"{count.instructions[core]:,}"], strict=True
+        ):
+            cells.append(text)
     lines = _aligned(rows)
     rule = "-" * max(map(len, lines))
     out = [paint(BOLD, f"{printable(count.name)} ({count.kind})"), ""]
@@ -110,7 +124,7 @@ def _table(verdict: Verdict, limits: Limits, colour: bool) -> str:
     return "\n".join([*out, *total_lines(count), ""])
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Pad columns to equal width: the first three to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
@@ -211,6 +225,7 @@ def _json_subject(verdict: Verdict) -> dict[str, Any]:
             for name, total in count.conventions.items()
         },
         "bytes": dict(count.sizes),
+        "instructions": dict(count.instructions),
         "violations": [
             {**dataclasses.asdict(violation), "message": violation.message}
             for violation in verdict.violations

@@ -1,8 +1,12 @@
-"""The one writer of ``.tflite`` files: a `Graph` to bytes, the same bytes every time."""
+"""The one writer of ``.tflite`` files: a `Graph` to bytes, the same bytes every time.
+
+Compact: what is equal (shapes, zero points, quantisations, option tables) is stored once and
+pointed to from every place, which the format allows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -17,7 +21,7 @@ DATA_ALIGNMENT_BYTES = 16
 
 def write(graph: Graph) -> bytes:
     """The flatbuffer of ``graph``; `firmware_ref.graph.parse` reads it back."""
-    builder = flatbuffers.Builder(2**18)
+    builder = _Builder(2**18)
     data = [b"", *(_bytes(t.data) for t in graph.tensors if t.data is not None)]
     metadata_first = len(data)
     data += [graph.metadata[name] for name in sorted(graph.metadata)]
@@ -43,14 +47,28 @@ def write(graph: Graph) -> bytes:
     return bytes(builder.Output())
 
 
+class _Builder(flatbuffers.Builder):  # type: ignore[misc]  # flatbuffers has no type information
+    """A builder that remembers what may be shared: equal vectors, strings and quantisations."""
+
+    def __init__(self, initial_bytes: int) -> None:
+        super().__init__(initial_bytes)
+        self._written: dict[Hashable, int] = {}
+
+    def once(self, key: Hashable, write: Callable[[], int]) -> int:
+        """The offset of what ``write`` writes, which is written for the first equal key only."""
+        if key not in self._written:
+            self._written[key] = int(write())
+        return self._written[key]
+
+
 class _Scalar:
-    """A number stored in its table, by its struct format."""
+    """A number in its table, by its struct format; the schema's default is left out."""
 
-    def __init__(self, value: float, form: str) -> None:
-        self.value, self.form = value, form
+    def __init__(self, value: float, form: str, default: float = 0) -> None:
+        self.value, self.form, self.default = value, form, default
 
 
-def _table(builder: flatbuffers.Builder, fields: Sequence[_Scalar | int | None]) -> int:
+def _table(builder: _Builder, fields: Sequence[_Scalar | int | None]) -> int:
     """A table from its slots in order: a scalar, the offset of something written, or absent."""
     slots: Mapping[str, Callable[..., None]] = {
         "b": builder.PrependInt8Slot,
@@ -63,25 +81,25 @@ def _table(builder: flatbuffers.Builder, fields: Sequence[_Scalar | int | None])
     builder.StartObject(len(fields))
     for slot, item in enumerate(fields):
         if isinstance(item, _Scalar):
-            # A default no value equals: everything given is stored.
-            slots[item.form](slot, item.value, None)
+            slots[item.form](slot, item.value, item.default)
         elif item is not None:
             builder.PrependUOffsetTRelativeSlot(slot, item, 0)
     return int(builder.EndObject())
 
 
-def _vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
+def _vector(builder: _Builder, offsets: Sequence[int]) -> int:
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
     return int(builder.EndVector())
 
 
-def _numbers(builder: flatbuffers.Builder, values: Sequence[float], dtype: str) -> int:
-    return int(builder.CreateNumpyVector(np.array(values, dtype)))
+def _numbers(builder: _Builder, values: Sequence[float], dtype: str) -> int:
+    array = np.array(values, dtype)
+    return builder.once((dtype, array.tobytes()), lambda: builder.CreateNumpyVector(array))
 
 
-def _buffer(builder: flatbuffers.Builder, content: bytes) -> int:
+def _buffer(builder: _Builder, content: bytes) -> int:
     if not content:
         return _table(builder, [])
     builder.StartVector(1, len(content), DATA_ALIGNMENT_BYTES)
@@ -94,14 +112,15 @@ def _bytes(data: np.ndarray) -> bytes:
     return np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes()
 
 
-def _operator_code(builder: flatbuffers.Builder, kind: str, version: int) -> int:
+def _operator_code(builder: _Builder, kind: str, version: int) -> int:
     code = schema.BUILTIN_OPERATORS.index(kind)
     # The schema's older field is a signed byte; greater codes have a place-holder in it.
     old = min(code, schema.BUILTIN_OPERATORS.index("PLACEHOLDER_FOR_GREATER_OP_CODES"))
-    return _table(builder, [_Scalar(old, "b"), None, _Scalar(version, "i"), _Scalar(code, "i")])
+    fields = [_Scalar(old, "b"), None, _Scalar(version, "i", 1), _Scalar(code, "i")]
+    return _table(builder, fields)
 
 
-def _subgraph(builder: flatbuffers.Builder, graph: Graph, codes: Sequence[tuple[str, int]]) -> int:
+def _subgraph(builder: _Builder, graph: Graph, codes: Sequence[tuple[str, int]]) -> int:
     tensors, buffer = [], 0
     for tensor in graph.tensors:
         buffer += tensor.data is not None
@@ -117,7 +136,7 @@ def _subgraph(builder: flatbuffers.Builder, graph: Graph, codes: Sequence[tuple[
     return _table(builder, fields)
 
 
-def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
+def _tensor(builder: _Builder, tensor: Tensor, buffer: int) -> int:
     types = {name: code for code, name in schema.TENSOR_TYPES.items()}
     return _table(
         builder,
@@ -125,42 +144,33 @@ def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
             _numbers(builder, tensor.shape, "<i4"),
             _Scalar(types[tensor.dtype], "b"),
             _Scalar(buffer, "I"),
-            builder.CreateString(tensor.name),
+            builder.once(tensor.name, lambda: builder.CreateString(tensor.name)),
             _quantization(builder, tensor.quantization),
         ],
     )
 
 
-def _quantization(builder: flatbuffers.Builder, quantization: Quantization | None) -> int | None:
+def _quantization(builder: _Builder, quantization: Quantization | None) -> int | None:
     if quantization is None:
         return None
-    return _table(
-        builder,
-        [
-            None,
-            None,
-            _numbers(builder, quantization.scale, "<f4"),
-            _numbers(builder, quantization.zero_point, "<i8"),
-            None,
-            None,
-            _Scalar(quantization.axis, "i"),
-        ],
-    )
+
+    def write() -> int:
+        scale = _numbers(builder, quantization.scale, "<f4")
+        zero_point = _numbers(builder, quantization.zero_point, "<i8")
+        return _table(
+            builder, [None, None, scale, zero_point, None, None, _Scalar(quantization.axis, "i")]
+        )
+
+    return builder.once(quantization, write)
 
 
-def _operator(
-    builder: flatbuffers.Builder, operator: Operator, codes: Sequence[tuple[str, int]]
-) -> int:
+def _operator(builder: _Builder, operator: Operator, codes: Sequence[tuple[str, int]]) -> int:
     layout = schema.OPTIONS.get(operator.kind)
     union, options = None, None
     if layout is not None:
-        fields: list[_Scalar | int | None] = [None] * (
-            1 + max(option.slot for option in layout.fields.values())
-        )
-        for name, option in layout.fields.items():
-            if name in operator.options:
-                fields[option.slot] = _option(builder, option.type, operator.options[name])
-        union, options = _Scalar(layout.union, "B"), _table(builder, fields)
+        given = tuple(sorted(operator.options.items()))
+        union = _Scalar(layout.union, "B")
+        options = builder.once((layout.union, given), lambda: _options(builder, layout, given))
     return _table(
         builder,
         [
@@ -173,11 +183,21 @@ def _operator(
     )
 
 
-def _option(builder: flatbuffers.Builder, kind: str, value: Any) -> _Scalar | int:
-    if kind == "ints":
+def _options(builder: _Builder, layout: schema.Options, given: Sequence[tuple[str, Any]]) -> int:
+    fields: list[_Scalar | int | None] = [None] * (
+        1 + max(option.slot for option in layout.fields.values())
+    )
+    for name, value in given:
+        fields[layout.fields[name].slot] = _option(builder, layout.fields[name], value)
+    return _table(builder, fields)
+
+
+def _option(builder: _Builder, option: schema.Option, value: Any) -> _Scalar | int:
+    if option.type == "ints":
         return _numbers(builder, value, "<i4")
-    if kind == "padding":
+    if option.type == "padding":
         return _Scalar(schema.PADDINGS.index(value), "b")
-    if kind == "activation":
+    if option.type == "activation":
         return _Scalar(schema.ACTIVATIONS.index(value), "b")
-    return _Scalar(value, {"int": "i", "byte": "b", "bool": "?", "float": "f"}[kind])
+    form = {"int": "i", "byte": "b", "bool": "?", "float": "f"}[option.type]
+    return _Scalar(value, form, option.default)

@@ -18,7 +18,10 @@ from firmware_ref.scheme import WEIGHT_AXIS
 IDENTITY = (0, 1, 2, 3)
 COMMUTATIVE = frozenset({"ADD", "MUL"})
 # Options whose absence and default mean the same are compared by value where both sides say one.
+STRIDED_SLICE_MASKS = ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
 IGNORED_OPTIONS = frozenset({"depth_multiplier", "new_shape"})
+# Their windows lie along axes by place.
+POSITIONAL = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"})
 
 
 class MismatchError(Exception):
@@ -71,7 +74,8 @@ class _Matcher:
         if not found:
             raise MismatchError(f"{name} is no operator of the device graph, or differs from it")
         ours = self.open.pop(found[0])
-        order = self._order(operator) if len(self._shape(operator)) == 4 else (0, 1)
+        is_map = len(self.plan.tensors[ours.outputs[0]].shape) == 4
+        order = self._order(operator) if is_map else (0, 1)
         self._bind(operator.outputs[0], _Value(ours.outputs[0], order), name)
 
     def finish(self) -> dict[int, int]:
@@ -97,9 +101,10 @@ class _Matcher:
         """Same kind, operands, attributes and constants."""
         if self._kind(theirs) != ours.kind or not self._same_options(theirs, ours):
             return False
-        if ours.kind in ("MEAN", "RESHAPE"):
+        if ours.kind in ("RESHAPE", "PAD", "SLICE"):
+            same_place = {"PAD": self._same_paddings, "SLICE": self._same_box}.get(ours.kind)
             return self._operand(theirs.inputs[0], ours.inputs[0]) and (
-                ours.kind == "RESHAPE" or self._same_axes(theirs, ours)
+                same_place is None or same_place(theirs, ours)
             )
         pairs = [list(zip(theirs.inputs, ours.inputs, strict=False))]
         if len(theirs.inputs) != len(ours.inputs):
@@ -110,24 +115,62 @@ class _Matcher:
 
     def _kind(self, operator: Operator) -> str:
         """A convolution with one input channel a group is depthwise, however it is written."""
+        if operator.kind == "STRIDED_SLICE":
+            return "SLICE"
         if operator.kind != "CONV_2D":
             return operator.kind
         x, weight = (self.exported.tensors[i].shape for i in operator.inputs[:2])
         return "DEPTHWISE_CONV_2D" if weight[3] == 1 < x[3] and weight[0] == x[3] else "CONV_2D"
 
     def _same_options(self, theirs: Operator, ours: Operator) -> bool:
+        ignored = IGNORED_OPTIONS
+        if ours.kind == "CONCATENATION":
+            order = self._order(theirs)
+            axis = theirs.options["axis"] % len(order)
+            if order[axis] != ours.options["axis"]:
+                return False
+            ignored = ignored | {"axis"}
+        if ours.kind == "CONV_2D" and self.plan.tensors[ours.inputs[1]].shape[1:3] == (1, 1):
+            ignored = ignored | {"padding"}  # a 1x1 convolution pads nothing
         return all(
             theirs.options[name] == value
             for name, value in ours.options.items()
-            if name in theirs.options and name not in IGNORED_OPTIONS
+            if name in theirs.options and name not in ignored
         )
 
-    def _same_axes(self, theirs: Operator, ours: Operator) -> bool:
-        order = self.values[theirs.inputs[0]].order
-        axes = {order[int(a)] for a in self._data(theirs.inputs[1])}
-        wanted = self.plan.tensors[ours.inputs[1]].data
-        assert wanted is not None
-        return axes == {int(a) for a in wanted}
+    def _same_paddings(self, theirs: Operator, ours: Operator) -> bool:
+        wanted = self._integers(ours, 1)[list(self._order(theirs))]
+        return np.array_equal(self._data(theirs.inputs[1]), wanted)
+
+    def _same_box(self, theirs: Operator, ours: Operator) -> bool:
+        """A SLICE of begin and size, and a STRIDED_SLICE of begin, end, strides and masks."""
+        if theirs.kind == "SLICE":
+            begin, size = (self._data(index) for index in theirs.inputs[1:3])
+        else:
+            begin, size = self._strided_box(theirs)
+        order = list(self._order(theirs))
+        wanted = (self._integers(ours, place)[order] for place in (1, 2))
+        return all(map(np.array_equal, (begin, size), wanted))
+
+    def _strided_box(self, operator: Operator) -> tuple[np.ndarray, np.ndarray]:
+        """Begin and size; sizes of 0, which no plan has, where the slice is no plain box."""
+        shape = np.array(self.exported.tensors[operator.inputs[0]].shape)
+        begin, end, strides = (self._data(index).astype(np.int64) for index in operator.inputs[1:4])
+        masks = {name: int(operator.options[f"{name}_mask"]) for name in STRIDED_SLICE_MASKS}
+        whole = all(table.shape == shape.shape for table in (begin, end, strides))
+        other = any(masks[name] for name in STRIDED_SLICE_MASKS[2:])
+        if not whole or other or (strides != 1).any():
+            return begin, np.zeros_like(begin)
+        bits = 1 << np.arange(len(shape))
+        begin = np.where(bits & masks["begin"], 0, begin)
+        end = np.where(bits & masks["end"], shape, np.minimum(end, shape))
+        return begin, end - begin
+
+    def _integers(self, operator: Operator, place: int) -> np.ndarray:
+        """A constant of whole numbers of the plan."""
+        data = self.plan.tensors[operator.inputs[place]].data
+        assert data is not None
+        return data
 
     def _operand(self, theirs: int, ours: int, operator: Operator | None = None) -> bool:
         """The same activation, or a constant of the same value."""
@@ -165,13 +208,9 @@ class _Matcher:
                 f"{operator.kind} {self.exported.name(operator)!r} mixes orders of axes"
             )
         order = orders.pop()
-        positional = self._kind(operator) in ("CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D")
-        if positional and order != IDENTITY:
+        if self._kind(operator) in POSITIONAL and order != IDENTITY:
             raise MismatchError(f"{operator.kind} {self.exported.name(operator)!r} is transposed")
         return order
-
-    def _shape(self, operator: Operator) -> tuple[int, ...]:
-        return self.exported.tensors[operator.outputs[0]].shape
 
     def _data(self, index: int) -> np.ndarray:
         data = self.exported.tensors[index].data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from onnx import helper
@@ -18,7 +17,7 @@ OPSET = 17
 
 def export_onnx(device: DeviceNetwork, path: Path) -> None:
     """Write ``device`` in float, batch 1, NCHW, as an ONNX file that passes the checker."""
-    network = DeviceNetwork(device.graph, _spread(device)).eval()
+    network = DeviceNetwork(device.graph, device.float_constants()).eval()
     _, bands, frames, channels = device.graph.tensors[device.graph.inputs[0]].shape
     example = torch.zeros(1, channels, bands, frames)
     with warnings.catch_warnings():
@@ -41,21 +40,6 @@ def export_onnx(device: DeviceNetwork, path: Path) -> None:
         node.name = node.name.strip("/").replace("/", "_")
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
-
-
-def _spread(device: DeviceNetwork) -> dict[str, np.ndarray]:
-    """The constants, operands of element-wise operators repeated to the size of the result.
-
-    onnx2tf guesses the order of axes where shapes broadcast, and guesses wrong for (1, C, F, 1).
-    """
-    constants = device.float_constants()
-    for operator in device.graph.operators:
-        for index in operator.inputs:
-            name = device.graph.tensors[index].name
-            if name in constants and operator.kind in ("ADD", "MUL"):
-                shape = device.graph.tensors[operator.outputs[0]].shape
-                constants[name] = np.broadcast_to(constants[name], shape)
-    return constants
 
 
 def _padding_into_convolutions(graph: onnx.GraphProto) -> None:

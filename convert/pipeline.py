@@ -19,10 +19,10 @@ from convert.flatbuffer import write
 from convert.float_flatbuffer import convert_float
 from convert.match import MismatchError, match
 from convert.onnx_export import export_onnx
-from convert.quantize import quantize_graph
 from firmware_ref import graph as graphs
 from firmware_ref.errors import CheckFailedError
 from firmware_ref.graph import METADATA_NAME, Graph
+from firmware_ref.quantize import quantize_graph
 from train import qat_checkpoint
 from train.checkpoint import Checkpoint
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from firmware_ref import graph as model_file
 from firmware_ref.audio import read_audio, windows
+from firmware_ref.bench import measure_speed
 from firmware_ref.classify import Classifier
 from firmware_ref.cli import Parser
 from firmware_ref.errors import (
@@ -105,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.set_defaults(command=_signals)
     make.add_argument("--out", required=True, metavar="DIR")
+
+    race = commands.add_parser(
+        "bench",
+        help="time the interpreter beside tflite-runtime's reference kernels",
+        description="Time MODEL here, one input and a batch of 64, and in tflite-runtime with the "
+        "reference kernels, in turn on this machine.",
+    )
+    race.set_defaults(command=_bench)
+    race.add_argument("model", metavar="MODEL.tflite")
+    race.add_argument("--json", action="store_true", help="print JSON to stdout")
 
     for command in (check, play):
         command.add_argument("--json", action="store_true", help="print JSON to stdout")
@@ -214,6 +225,16 @@ def _signals(arguments: argparse.Namespace) -> int:
         write_whole(path, as_wav(samples, definition.sample_rate_hz))
     if not arguments.quiet:
         print(f"{len(clips)} sounds made by code in {arguments.out!a}: {', '.join(clips)} (.wav)")
+    return HOLDS
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    data = read_bytes(arguments.model, model_file.MAX_FILE_BYTES, "model")
+    speed = measure_speed(model_file.parse(data, f"model {arguments.model!r}"), data)
+    if arguments.json:
+        print(json.dumps(speed.to_dict(), indent=2))
+    else:
+        print("\n".join(speed.lines()))
     return HOLDS
 
 

@@ -9,6 +9,7 @@ can hold each step against these.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count, takewhile
 
 import numpy as np
 
@@ -22,49 +23,68 @@ from firmware_ref.ops.node import Kernel
 class ResNorm:
     """The prepared operators of a residual normalisation, by the last part of their names."""
 
+    mean_over_channels: Kernel
     mean: Kernel
-    centered: Kernel
     square: Kernel
+    power_over_channels: Kernel
+    power: Kernel
+    squared_mean: Kernel
     variance: Kernel
     rsqrt: Kernel
     gain: Kernel
-    scaled: Kernel
     offset: Kernel
-    sum: Kernel
+    scaled: Kernel
+    difference: Kernel
 
 
 def res_norm(x: np.ndarray, norm: ResNorm) -> np.ndarray:
     """Residual normalisation over time and channels, for each frequency.
 
-    ``lambda x + (x - mean) / std``, computed as ``(x - mean) (lambda + 1 / std) + lambda mean``.
-    Cao et al., DCASE 2022, equations 1 to 4 (after Kim et al., DCASE 2021).
-    Epsilon is below the resolution of int8.
+    ``lambda x + (x - mean) / std``, computed as ``x (lambda + 1 / std) - mean / std`` with
+    ``std^2 = E[x^2] - mean^2``. Cao et al., DCASE 2022, equations 1 to 4 (after Kim et al., DCASE
+    2021). Epsilon is below the resolution of int8.
     """
-    mean = norm.mean(x)  # (N, F, 1, 1)
-    centered = norm.centered(x, mean)  # (N, F, T, C)
-    variance = norm.variance(norm.square(centered, centered))  # (N, F, 1, 1)
-    gain = norm.gain(norm.rsqrt(variance))  # lambda + 1 / std
-    return norm.sum(norm.scaled(centered, gain), norm.offset(mean))
+    mean = norm.mean(norm.mean_over_channels(x))  # (N, F, 1, 1)
+    power = norm.power(norm.power_over_channels(norm.square(x, x)))  # E[x^2]
+    rsqrt = norm.rsqrt(norm.variance(power, norm.squared_mean(mean, mean)))  # 1 / std
+    return norm.difference(norm.scaled(x, norm.gain(rsqrt)), norm.offset(mean, rsqrt))
+
+
+@dataclass(frozen=True, eq=False)
+class FrequencyPath:
+    """The 3x1 depthwise convolution: one, or one a sub-band over rows of the padded map."""
+
+    padded: Kernel | None
+    rows: tuple[Kernel, ...]
+    convolutions: tuple[Kernel, ...]
+    concatenation: Kernel | None
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(N, F, T, C) to (N, F, T, C)."""
+        if self.padded is None or self.concatenation is None:
+            return self.convolutions[0](x)
+        padded = self.padded(x)
+        bands = zip(self.convolutions, self.rows, strict=True)
+        return self.concatenation(*(convolution(rows(padded)) for convolution, rows in bands))
 
 
 @dataclass(frozen=True, eq=False)
 class BCResBlock:
     """The prepared operators of a BC-ResBlock, by the last part of their names.
 
-    ``expand`` is there where the width changes, ``broadcast_sum`` where it does not; ``ssn_scale``
-    and ``sub_spectral_norm`` where the frequency bands have norms of their own.
+    ``expand`` is there where the width changes; where it does not, ``frequency_conv`` holds the
+    identity, ``y + x``, and ``mean_sum`` and ``mean_identity`` take it off the mean again.
     """
 
     expand: Kernel | None
-    frequency_conv: Kernel
-    ssn_scale: Kernel | None
-    sub_spectral_norm: Kernel | None
+    frequency_conv: FrequencyPath
+    mean_sum: Kernel | None
+    mean_identity: Kernel | None
     mean: Kernel
     temporal_conv: Kernel
     sigmoid: Kernel
     silu: Kernel
     project: Kernel
-    broadcast_sum: Kernel | None
     sum: Kernel
 
 
@@ -76,56 +96,79 @@ def bc_resblock(x: np.ndarray, block: BCResBlock) -> np.ndarray:
     if block.expand:
         x = block.expand(x)  # (N, F, T, C)
     y = block.frequency_conv(x)
-    if block.ssn_scale and block.sub_spectral_norm:
-        y = block.sub_spectral_norm(block.ssn_scale(y))
-    z = block.temporal_conv(block.mean(y))  # (N, 1, T, C)
+    if block.mean_sum and block.mean_identity:
+        mean = block.mean(block.mean_sum(y), block.mean_identity(x))  # (N, 1, T, C)
+    else:
+        mean = block.mean(y)
+    z = block.temporal_conv(mean)
     z = block.project(block.silu(z, block.sigmoid(z)))
-    if block.broadcast_sum:
-        return block.sum(block.broadcast_sum(y, z), x)
     return block.sum(y, z)
 
 
 def res_norm_of(graph: Graph, name: str) -> tuple[str, ResNorm]:
     """The normalisation called ``name`` in a graph, and the name of the tensor it reads."""
     find = _Finder(graph, name)
-    x = find.first_input("mean")
+    x = find.first_input("mean_over_channels")
     return x, ResNorm(
-        mean=find.kernel("mean", "MEAN", x),
-        centered=find.kernel("centered", "SUB", x, "mean"),
-        square=find.kernel("square", "MUL", "centered", "centered"),
-        variance=find.kernel("variance", "MEAN", "square"),
+        mean_over_channels=find.kernel("mean_over_channels", "CONV_2D", x),
+        mean=find.kernel("mean", "CONV_2D", "mean_over_channels"),
+        square=find.kernel("square", "MUL", x, x),
+        power_over_channels=find.kernel("power_over_channels", "CONV_2D", "square"),
+        power=find.kernel("power", "CONV_2D", "power_over_channels"),
+        squared_mean=find.kernel("squared_mean", "MUL", "mean", "mean"),
+        variance=find.kernel("variance", "SUB", "power", "squared_mean"),
         rsqrt=find.kernel("rsqrt", "RSQRT", "variance"),
         gain=find.kernel("gain", "ADD", "rsqrt"),
-        scaled=find.kernel("scaled", "MUL", "centered", "gain"),
-        offset=find.kernel("offset", "MUL", "mean"),
-        sum=find.kernel("", "ADD", "scaled", "offset"),
+        offset=find.kernel("offset", "MUL", "mean", "rsqrt"),
+        scaled=find.kernel("scaled", "MUL", x, "gain"),
+        difference=find.kernel("", "SUB", "scaled", "offset"),
     )
 
 
 def bc_resblock_of(graph: Graph, name: str) -> tuple[str, BCResBlock]:
     """The block called ``name`` in a graph, and the name of the tensor it reads."""
     find = _Finder(graph, name)
-    expands, banded = find.has("expand"), find.has("ssn_scale")
-    x = find.first_input("expand" if expands else "frequency_conv")
+    expands = find.has("expand")
+    y = "frequency_conv"
+    x = find.first_input("expand" if expands else "mean_identity")
     wide = "expand" if expands else x
-    y = "sub_spectral_norm" if banded else "frequency_conv"
     return x, BCResBlock(
         expand=find.kernel("expand", "CONV_2D", x) if expands else None,
-        frequency_conv=find.kernel("frequency_conv", "DEPTHWISE_CONV_2D", wide),
-        ssn_scale=find.kernel("ssn_scale", "MUL", "frequency_conv") if banded else None,
-        sub_spectral_norm=(
-            find.kernel("sub_spectral_norm", "ADD", "ssn_scale") if banded else None
+        frequency_conv=_frequency_path_of(find, wide),
+        mean_sum=None if expands else find.kernel("mean_sum", "AVERAGE_POOL_2D", y),
+        mean_identity=None if expands else find.kernel("mean_identity", "AVERAGE_POOL_2D", x),
+        mean=(
+            find.kernel("mean", "AVERAGE_POOL_2D", y)
+            if expands
+            else find.kernel("mean", "SUB", "mean_sum", "mean_identity")
         ),
-        mean=find.kernel("mean", "MEAN", y),
         temporal_conv=find.kernel("temporal_conv", "DEPTHWISE_CONV_2D", "mean"),
         sigmoid=find.kernel("sigmoid", "LOGISTIC", "temporal_conv"),
         silu=find.kernel("silu", "MUL", "temporal_conv", "sigmoid"),
         project=find.kernel("project", "CONV_2D", "silu"),
-        broadcast_sum=None if expands else find.kernel("broadcast_sum", "ADD", y, "project"),
-        sum=(
-            find.kernel("sum", "ADD", y, "project")
-            if expands
-            else find.kernel("sum", "ADD", "broadcast_sum", x)
+        sum=find.kernel("sum", "ADD", y, "project"),
+    )
+
+
+def _frequency_path_of(find: _Finder, source: str) -> FrequencyPath:
+    if not find.has("frequency_conv.padded"):
+        one = find.kernel("frequency_conv", "DEPTHWISE_CONV_2D", source)
+        return FrequencyPath(None, (), (one,), None)
+    bands = list(takewhile(lambda band: find.has(f"frequency_conv.band{band}"), count(1)))
+    return FrequencyPath(
+        padded=find.kernel("frequency_conv.padded", "PAD", source),
+        rows=tuple(
+            find.kernel(f"frequency_conv.rows{band}", "SLICE", "frequency_conv.padded")
+            for band in bands
+        ),
+        convolutions=tuple(
+            find.kernel(
+                f"frequency_conv.band{band}", "DEPTHWISE_CONV_2D", f"frequency_conv.rows{band}"
+            )
+            for band in bands
+        ),
+        concatenation=find.kernel(
+            "frequency_conv", "CONCATENATION", *(f"frequency_conv.band{band}" for band in bands)
         ),
     )
 

@@ -7,6 +7,7 @@ trust, so that any bytes at all end in a value or in an `InputError`, in bounded
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -105,6 +106,38 @@ class Table:
         """A float32 field."""
         field = self._field(slot, 4)
         return default if field is None else float(self._source.scalar(field, "f"))
+
+    def check(self, layouts: Mapping[str, tuple[str, ...]], name: str) -> None:
+        """Test every field of this table and of all below it, those nothing here reads too.
+
+        ``layouts`` has an entry a slot: ``"1"`` to ``"8"`` a scalar of so many bytes, ``"[4]"`` a
+        vector of them, ``"text"``, ``"Name"`` a table, ``"[Name]"`` a vector of tables, ``"any"``
+        a table of another schema. A field without an entry is refused.
+        """
+        layout = layouts[name]
+        for slot in range((self._vtable_size - 4) // 2):
+            if self._field(slot, 1) is None:
+                continue
+            if slot >= len(layout):
+                raise InputError(
+                    f"{name} has a field {slot} that this schema does not know; convert the model "
+                    "with the pinned versions"
+                )
+            self._check_field(slot, layout[slot], layouts)
+
+    def _check_field(self, slot: int, kind: str, layouts: Mapping[str, tuple[str, ...]]) -> None:
+        inner = kind.strip("[]")
+        if kind.isdecimal():
+            self._field(slot, int(kind))
+        elif kind == "any":
+            self.table(slot)
+        elif kind == "text" or inner.isdecimal():
+            self._vector(slot, 1 if kind == "text" else int(inner))
+        else:
+            tables = self.tables(slot) if kind != inner else [self.table(slot)]
+            for table in tables:
+                if table is not None:
+                    table.check(layouts, inner)
 
     def table(self, slot: int) -> Table | None:
         """A sub-table, or a union's value."""

@@ -106,6 +106,7 @@ def _parse(data: bytes) -> Graph:
     version = model.integer(0, "I")
     if version != schema.VERSION:
         raise InputError(f"schema version={version}; only {schema.VERSION} is supported")
+    model.check(schema.TABLES, "Model")
     subgraphs = model.tables(schema.MODEL_SUBGRAPHS)
     if len(subgraphs) != 1:
         raise InputError(f"subgraphs={len(subgraphs)}; exactly 1 is allowed (no control flow)")

@@ -67,10 +67,10 @@ def session(oracle: Oracle, data: bytes, graph: Graph) -> Session:
 
 @contextlib.contextmanager
 def _refusals(oracle: Oracle) -> Iterator[None]:
-    """The wheels raise RuntimeError or ValueError for what they refuse."""
+    """The wheels raise RuntimeError or ValueError for what they refuse, or stumble over it."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, struct.error) as error:
         raise InputError(f"oracle {oracle.name} {oracle.version} refuses this: {error}") from None
 
 

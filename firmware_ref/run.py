@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -10,9 +11,12 @@ import numpy as np
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Tensor
 from firmware_ref.ops import prepare
+from firmware_ref.ops.node import Kernel
 
-# Examples computed together: enough to spread the cost of a call, few enough to stay in cache.
-BATCH = 4
+# Examples computed together, and elements of a map computed in one call: enough to spread the cost
+# of a call, few enough to stay in cache.
+BATCH = 16
+CHUNK_ELEMENTS = 1 << 16
 
 
 class Interpreter:
@@ -30,7 +34,7 @@ class Interpreter:
             raise InputError(f"graph output {self.output.name!r} is a constant")
         self._steps = [
             (
-                prepare(operator, graph),
+                _in_chunks(prepare(operator, graph), graph.tensors[operator.outputs[0]]),
                 [i for i in operator.inputs if i != -1 and graph.tensors[i].data is None],
                 operator.outputs[0],
             )
@@ -88,6 +92,20 @@ class Interpreter:
             uses.subtract(inputs)
             dead.append([i for i in {*inputs, output} if uses[i] == 0])
         return dead
+
+
+def _in_chunks(kernel: Kernel, output: Tensor) -> Kernel:
+    """The kernel on a few examples after another, where together they would leave the cache."""
+    size = max(CHUNK_ELEMENTS // math.prod(output.shape), 1)
+
+    def run(*activations: np.ndarray) -> np.ndarray:
+        count = len(activations[0])
+        if count <= size:
+            return kernel(*activations)
+        starts = range(0, count, size)
+        return np.concatenate([kernel(*(x[i : i + size] for x in activations)) for i in starts])
+
+    return run
 
 
 def _only(graph: Graph, indices: tuple[int, ...], what: str) -> Tensor:

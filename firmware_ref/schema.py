@@ -14,6 +14,25 @@ VERSION = 3
 MODEL_SUBGRAPHS = 2
 SUBGRAPH_OUTPUTS = 2
 
+# Every field of every table that an interpreter may follow, in the notation of
+# `flatbuffer.Table.check`. Options lie under "any": their fields are read by their own layouts.
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "Model": (
+        "4", "[OperatorCode]", "[SubGraph]", "text", "[Buffer]", "[4]", "[Metadata]", "[Signature]",
+    ),
+    "OperatorCode": ("1", "text", "4", "4"),
+    "SubGraph": ("[Tensor]", "[4]", "[4]", "[Operator]", "text", "4"),
+    "Tensor": ("[4]", "1", "4", "text", "Quantization", "1", "any", "[4]", "1"),
+    "Quantization": ("[4]", "[4]", "[4]", "[8]", "1", "any", "4"),
+    "Operator": (
+        "4", "[4]", "[4]", "1", "any", "[1]", "1", "[1]", "[4]", "8", "8", "1", "any", "4",
+    ),
+    "Buffer": ("[1]", "8", "8"),
+    "Metadata": ("text", "4"),
+    "Signature": ("[TensorMap]", "[TensorMap]", "text", "text", "4"),
+    "TensorMap": ("text", "4"),
+}  # fmt: skip
+
 TENSOR_TYPES: Mapping[int, str] = {
     0: "float32",
     1: "float16",
@@ -126,6 +145,9 @@ OPTIONS: Mapping[str, Options] = {
             "keep_num_dims": Option(2, "bool"),
         },
     ),
+    "CONCATENATION": Options(
+        10, {"axis": Option(0, "int"), "fused_activation": Option(1, "activation")}
+    ),
     "SOFTMAX": Options(9, {"beta": Option(0, "float")}),
     "ADD": Options(11, {"fused_activation": Option(0, "activation")}),
     "RESHAPE": Options(17, {"new_shape": Option(0, "ints")}),
@@ -133,5 +155,15 @@ OPTIONS: Mapping[str, Options] = {
     "MEAN": Options(27, {"keep_dims": Option(0, "bool")}),
     "SUM": Options(27, {"keep_dims": Option(0, "bool")}),
     "SUB": Options(28, {"fused_activation": Option(0, "activation")}),
+    "STRIDED_SLICE": Options(
+        32,
+        {
+            "begin_mask": Option(0, "int"),
+            "end_mask": Option(1, "int"),
+            "ellipsis_mask": Option(2, "int"),
+            "new_axis_mask": Option(3, "int"),
+            "shrink_axis_mask": Option(4, "int"),
+        },
+    ),
     "DIV": Options(29, {"fused_activation": Option(0, "activation")}),
 }

@@ -22,7 +22,9 @@ WEIGHT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
 LOGISTIC_OUTPUT = Quantization((1 / 256,), (-128,))
 
 # Operators that copy or select integers: output and input share scale and zero point.
-SAME_SCALE = frozenset({"MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE", "PAD"})
+SAME_SCALE = frozenset(
+    {"MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE", "PAD", "SLICE", "CONCATENATION"}
+)
 
 
 def activation_quantization(low: float, high: float) -> Quantization:
@@ -51,12 +53,6 @@ def weight_scale(weight: np.ndarray, bias: np.ndarray, input_scale: float, axis:
     floor = np.abs(np.asarray(bias, np.float32)) / np.float32(BIAS_LIMIT * float(input_scale))
     scale = np.maximum(scale, floor)
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-
-
-def constant_scale(constant: np.ndarray) -> np.ndarray:
-    """Float32 scale, (1,), of a constant operand: its largest magnitude becomes 127 steps."""
-    scale = np.abs(np.asarray(constant, np.float32)).max() / np.float32(WEIGHT_MAX)
-    return np.array([scale if scale >= np.finfo(np.float32).tiny else 1], np.float32)
 
 
 def quantize_weight(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:

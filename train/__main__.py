@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firmware_ref.cli import Parser
 from firmware_ref.errors import HOLDS, guarded, write_whole
 
 if TYPE_CHECKING:  # torch is imported by the commands, not by --help
     from train.data import Progress, Recording
+    from train.device import Fidelity
     from train.evaluate import Metrics
     from train.loop import Epoch
 
@@ -90,9 +91,17 @@ class EpochLines:
         times.append(epoch.seconds)
         left = (epoch.epochs - epoch.number) * sum(times) / len(times)
         if not self._quiet:
+            held_out = (
+                ""
+                if epoch.validation_accuracy is None
+                else (
+                    f"device, held out: {epoch.validation_accuracy:.2%} log-loss "
+                    f"{epoch.validation_log_loss:.3f}  "
+                )
+            )
             print(
                 f"{epoch.stage:<6} epoch {epoch.number:>4}/{epoch.epochs}  loss {epoch.loss:.4f}  "
-                f"rate {epoch.learning_rate:.2e}  {epoch.seconds:5.1f} s  "
+                f"rate {epoch.learning_rate:.2e}  {held_out}{epoch.seconds:5.1f} s  "
                 f"left {left / 60:5.1f} min",
                 file=sys.stderr,
                 flush=True,
@@ -122,8 +131,8 @@ def _train(args: argparse.Namespace) -> int:
     lines = EpochLines(args.quiet, out / "epochs.jsonl")
     limits = load_limits(args.limits)
     show = progress(args.quiet)
-    metrics = run(config, dataset, args.fold, out, args.resume, lines, show, limits)
-    _print(metrics, dataset.labels, args.json)
+    outcome = run(config, dataset, args.fold, out, args.resume, lines, show, limits)
+    _print(outcome.metrics, dataset.labels, args.json, outcome.fidelity)
     if not (args.json or args.quiet):
         print(f"next: python -m convert --target tflite-micro --checkpoint {out / QAT_FILE}")
     return HOLDS
@@ -143,14 +152,22 @@ def _evaluate(args: argparse.Namespace) -> int:
     return HOLDS
 
 
-def _print(metrics: dict[str, Metrics], labels: Sequence[str], as_json: bool) -> None:
+def _print(
+    metrics: Mapping[str, Metrics],
+    labels: Sequence[str],
+    as_json: bool,
+    fidelity: Fidelity | None = None,
+) -> None:
     from train.evaluate import as_table
 
     if as_json:
-        content = {name: m.to_dict(labels) for name, m in metrics.items()}
-        print(json.dumps({"ok": True, "metrics": content}, indent=2))
+        content: dict[str, Any] = {"ok": True}
+        content["metrics"] = {name: m.to_dict(labels) for name, m in metrics.items()}
+        if fidelity is not None:
+            content["fidelity"] = fidelity.to_dict()
+        print(json.dumps(content, indent=2))
     else:
-        print(as_table(metrics))
+        print("\n".join([as_table(metrics), *(fidelity.lines() if fidelity else [])]))
 
 
 if __name__ == "__main__":

@@ -20,20 +20,27 @@ class DataConfig:
     """Which recordings, and how they are cut into one-second windows.
 
     Training draws ``windows_per_clip`` random windows a clip and epoch from those that start
-    every ``train_hop_seconds``; evaluation uses every window of the deployed cut.
+    every ``train_hop_seconds``; evaluation uses every window of the deployed cut. The QAT stage
+    chooses its epoch on ``validation_fraction`` of the training clips, split by source; 0 holds
+    nothing out and keeps the last epoch.
     """
 
     dataset: str = "esc10"
     windows_per_clip: int = 5
     train_hop_seconds: float = 0.25
+    validation_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD whose rate falls along a cosine to ``final_learning_rate`` between restarts."""
+    """SGD or Adam; the rate falls along a cosine to ``final_learning_rate`` between restarts.
+
+    ``momentum`` is SGD's.
+    """
 
     epochs: int
     learning_rate: float
+    algorithm: str = "sgd"
     restart_epochs: tuple[int, ...] = ()
     final_learning_rate: float = 1e-5
     batch_size: int = 64
@@ -55,11 +62,14 @@ class QatConfig:
     """Quantisation-aware training after the float stage.
 
     Activation ranges are measured on ``calibration_batches`` augmentation-free training batches,
-    then fixed.
+    then learned at ``range_learning_rate``; 0 fixes them. ``float_teacher_weight`` is the share of
+    the loss that compares with the float network's output, the rest being that of the labels.
     """
 
     optimizer: OptimizerConfig
     calibration_batches: int = 16
+    range_learning_rate: float = 1e-2
+    float_teacher_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Config:
 RANGES: Mapping[str, tuple[float, float]] = {
     "windows_per_clip": (1, 1000),
     "train_hop_seconds": (0.01, 1.0),
+    "validation_fraction": (0, 0.5),
     "epochs": (0, 100_000),
     "learning_rate": (0, 10),
     "final_learning_rate": (0, 10),
@@ -92,8 +103,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "frequency_mask_bands": (0, 128),
     "time_mask_frames": (0, 44),
     "calibration_batches": (1, 100_000),
+    "range_learning_rate": (0, 1),
+    "float_teacher_weight": (0, 1),
     "seed": (0, 2**32 - 1),
 }
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {"algorithm": ("sgd", "adam")}
 
 
 def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -122,10 +138,10 @@ def parse_config(values: Mapping[str, Any], name: str) -> Config:
     network = _network(_section(values, "model", required=True))
     float_values = _section(values, "float", required=True)
     qat_values = dict(_section(values, "qat", required=True))
-    calibration = {k: qat_values.pop(k) for k in ("calibration_batches",) if k in qat_values}
-    qat = _build(
-        QatConfig, "qat", {"optimizer": _build(OptimizerConfig, "qat", qat_values), **calibration}
-    )
+    own = [f.name for f in dataclasses.fields(QatConfig) if f.name != "optimizer"]
+    own_values = {key: qat_values.pop(key) for key in own if key in qat_values}
+    optimizer = _build(OptimizerConfig, "qat", qat_values)
+    qat = _build(QatConfig, "qat", {"optimizer": optimizer, **own_values})
     config = Config(
         name=name,
         network=network,
@@ -193,6 +209,9 @@ def _value(key: str, kind: Any, value: Any) -> Any:
     if kind == "str":
         if not isinstance(value, str):
             raise InputError(f"config {key}={value!r} must be a string")
+        allowed = CHOICES.get(key.rpartition(".")[2])
+        if allowed and value not in allowed:
+            raise InputError(f"config {key}={value!r}; allowed: {', '.join(allowed)}")
         return value
     number = type(value) is int or (kind == "float" and type(value) is float)
     low, high = RANGES[key.rpartition(".")[2]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ DATA_VARIABLE = "ASC_DATA"
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip: where it is, what it is, and the official fold it belongs to."""
+    """One clip: where it is, what it is, its official fold, and the recording it was cut from."""
 
     path: Path
     label: int
     fold: int
+    source: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,37 @@ class Dataset:
             raise InputError(f"{self.name} has only fold {test_fold}; two at least are needed")
         train = [r for r in self.recordings if r.fold != test_fold]
         return train, [r for r in self.recordings if r.fold == test_fold]
+
+
+def hold_out(
+    recordings: Sequence[Recording], fraction: float
+) -> tuple[list[Recording], list[Recording]]:
+    """Split training recordings into those to learn from and those to choose a checkpoint by.
+
+    Whole sources go one way or the other: in the order of their names' SHA-256, which no seed
+    moves, until ``fraction`` of the clips of a class is held out. Raises `InputError` where a
+    class would have nothing left to learn from.
+    """
+    held: set[str] = set()
+    for label in sorted({r.label for r in recordings}):
+        clips = [r for r in recordings if r.label == label]
+        wanted = math.ceil(fraction * len(clips))
+        for source in sorted({r.source for r in clips}, key=_digest):
+            if sum(r.source in held for r in clips) >= wanted:
+                break
+            held.add(source)
+    learn = [r for r in recordings if r.source not in held]
+    for label in sorted({r.label for r in recordings} - {r.label for r in learn}):
+        count = sum(r.label == label for r in recordings)
+        raise InputError(
+            f"data.validation_fraction={fraction} leaves class {label} nothing to learn from: "
+            f"its {count} clips share too few sources; lower it"
+        )
+    return learn, [r for r in recordings if r.source in held]
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +108,10 @@ def load_dataset(name: str, folder: Path) -> Dataset:
 
 
 def _esc10(folder: Path) -> Dataset:
-    """ESC-10 by its ``meta.csv``: columns filename, label, label_id, fold."""
+    """ESC-10 by its ``meta.csv``: columns filename, label, label_id, fold, and source_id.
+
+    Without a source_id every clip is a source of its own.
+    """
     index = folder / "meta.csv"
     recordings: dict[Path, Recording] = {}
     labels: dict[int, str] = {}
@@ -82,7 +119,8 @@ def _esc10(folder: Path) -> Dataset:
         where = f"{str(index)!r} line {line}"
         try:
             name, label, number, fold = (row[k] for k in ("filename", "label", "label_id", "fold"))
-            recording = Recording(folder / name, int(number), int(fold))
+            source = row.get("source_id") or name
+            recording = Recording(folder / name, int(number), int(fold), source)
             file = recording.path.resolve()
             if not (name and label):
                 raise ValueError("an empty cell")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ def module_probabilities(module: nn.Module, inputs: np.ndarray, batch: int = 64)
     return softmax(torch.cat(outputs).numpy())
 
 
-def as_table(rows: dict[str, Metrics]) -> str:
+def as_table(rows: Mapping[str, Metrics]) -> str:
     """One aligned line a model."""
     head = f"{'model':<8}{'clips':>8}{'clip acc.':>12}{'log-loss':>10}{'windows':>9}" + (
         f"{'win. acc.':>12}{'log-loss':>10}"

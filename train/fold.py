@@ -19,36 +19,48 @@ def fold(
 
     Convolution weights are in the graph's order: (O, height, width, I), or (1, height, width, C)
     where depthwise. Where a norm follows, ``w' = w g / sqrt(v + eps)`` and
-    ``b' = (b - m) g / sqrt(v + eps) + beta``; computed in float64, rounded once. With more than
-    one sub-band the norm stays a product and a sum, of shape (1, F, 1, C).
+    ``b' = (b - m) g / sqrt(v + eps) + beta``; computed in float64, rounded once. A frequency
+    convolution has such weights for each sub-band, and 1 more on the centre tap where the block
+    adds its input.
     """
+    names = {graph.name(operator) for operator in graph.operators}
     constants: dict[str, np.ndarray] = {}
     for operator in graph.operators:
-        if operator.kind not in WEIGHT_AXIS:
-            continue
         layer = graph.name(operator)
-        weight = tensors[f"{layer}.weight"].astype(np.float64)
-        bias = tensors.get(f"{layer}.bias", np.zeros(len(weight))).astype(np.float64)
-        norm = _norm_after(network, layer)
+        # A weight with data is given, not trained.
+        if operator.kind not in WEIGHT_AXIS or graph.tensors[operator.inputs[1]].data is not None:
+            continue
+        trained, _, band = layer.partition(".band")
+        weight = tensors[f"{trained}.weight"].astype(np.float64)
+        bias = tensors.get(f"{trained}.bias", np.zeros(len(weight))).astype(np.float64)
+        norm = _norm_after(trained)
         if norm is not None and f"{norm}.weight" in tensors:
             scale, offset = _affine(tensors, norm)
+            if band:  # (C * S,) in the order of `train.model.SubSpectralNorm`
+                scale, offset = (
+                    part.reshape(-1, network.ssn_bands)[:, int(band) - 1]
+                    for part in (scale, offset)
+                )
             weight, bias = weight * scale[:, None, None, None], bias * scale + offset
+        block, _, kind = trained.rpartition(".")
+        if kind == "frequency_conv" and f"{block}.mean_identity" in names:
+            weight[:, :, weight.shape[2] // 2] += 1
         order = (0, 2, 3, 1) if operator.kind == "CONV_2D" else (1, 2, 3, 0)
         constants[f"{layer}/weight"] = weight.transpose(order)
         constants[f"{layer}/bias"] = bias
-    if network.ssn_bands > 1:
-        constants |= _sub_spectral(network, tensors, graph)
     return {name: value.astype(np.float32) for name, value in constants.items()}
 
 
-def _norm_after(network: Network, layer: str) -> str | None:
+def _norm_after(layer: str) -> str | None:
     """Name of the batch norm that folds into a convolution."""
     parent, _, kind = layer.rpartition(".")
-    if kind == "conv":
-        return f"{parent}.norm"
-    if kind == "frequency_conv":
-        return f"{parent}.sub_spectral_norm.norm" if network.ssn_bands == 1 else None
-    return {"expand": f"{parent}.expand_norm", "temporal_conv": f"{parent}.temporal_norm"}.get(kind)
+    norms = {
+        "conv": "norm",
+        "frequency_conv": "sub_spectral_norm.norm",
+        "expand": "expand_norm",
+        "temporal_conv": "temporal_norm",
+    }
+    return f"{parent}.{norms[kind]}" if kind in norms else None
 
 
 def _affine(tensors: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,21 +71,3 @@ def _affine(tensors: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarray, n
     )
     scale = weight / np.sqrt(variance + BATCH_NORM_EPSILON)
     return scale, bias - mean * scale
-
-
-def _sub_spectral(
-    network: Network, tensors: Mapping[str, np.ndarray], graph: Graph
-) -> dict[str, np.ndarray]:
-    """SubSpectralNorm as a factor and a summand for every band and channel, (1, F, 1, C)."""
-    constants = {}
-    for tensor in graph.tensors:
-        block, _, kind = tensor.name.partition(".ssn_scale/")
-        if kind != "weight":
-            continue
-        scale, offset = _affine(tensors, f"{block}.sub_spectral_norm.norm")
-        _, bands, _, channels = tensor.shape
-        repeat = bands // network.ssn_bands
-        for name, value in (("ssn_scale/weight", scale), ("sub_spectral_norm/bias", offset)):
-            by_band = value.reshape(channels, network.ssn_bands).T  # (S, C)
-            constants[f"{block}.{name}"] = np.repeat(by_band, repeat, axis=0)[None, :, None, :]
-    return constants

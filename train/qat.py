@@ -2,12 +2,15 @@
 
 Every activation of the graph is rounded to the INT8 grid it will have on the device, every
 weight to its per-channel grid; gradients pass straight through (Jacob et al., "Quantization and
-training of neural networks for efficient integer-arithmetic-only inference", CVPR 2018).
+training of neural networks for efficient integer-arithmetic-only inference", CVPR 2018), and the
+ranges of activations learn with the weights (Esser et al., "Learned step size quantization",
+ICLR 2020). `train.ranges` finds the grids to begin with, `train.rounding` rounds as the kernels do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from firmware_ref import scheme
-from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Quantization
+from train import rounding
 from train.model import same_padding
 
 # NHWC axes of the graph in torch's NCHW order.
 TORCH_AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
-SAMPLES_PER_BATCH = 8192
+# A silent band's variance is a difference of equal numbers, and may round below zero in float.
+SMALLEST_VARIANCE = 1e-5
 
 
 class DeviceNetwork(nn.Module):
     """The device graph in torch: float, or with every tensor on its INT8 grid.
 
-    ``constants`` are the float weights by graph name, in the graph's layout
-    (`train.fold.fold`). Until `calibrate` or
-    `set_quantization` gives every activation a grid, it computes in float.
+    ``constants`` are the float weights by graph name, in the graph's layout (`train.fold.fold`).
+    Until `set_quantization` gives every activation a grid, it computes in float.
     """
 
     def __init__(self, graph: Graph, constants: Mapping[str, np.ndarray]) -> None:
@@ -38,13 +41,19 @@ class DeviceNetwork(nn.Module):
         self.constants = nn.ParameterDict(
             {_key(n): nn.Parameter(torch.from_numpy(v.copy())) for n, v in constants.items()}
         )
-        # Constants that no training changes, as torch operands.
+        # Constants that no training changes.
         self.given = {
-            index: torch.from_numpy(scheme.dequantize(t.data, t.quantization)).permute(0, 3, 1, 2)
-            for index, t in enumerate(graph.tensors)
+            t.name: torch.from_numpy(scheme.dequantize(t.data, t.quantization))
+            for t in graph.tensors
             if t.data is not None and t.quantization is not None
         }
-        self.quantization: dict[str, Quantization] = {}
+        # For each activation the one whose range it has, itself or another; learned: their scales.
+        self._range_of = range_owners(graph)
+        owners = sorted(set(self._range_of.values()) - fixed_ranges(graph))
+        self._place = {owner: place for place, owner in enumerate(owners)}
+        self.log_scale_changes = nn.Parameter(torch.zeros(len(owners)))
+        self._first: dict[str, Quantization] = {}
+        self._current: tuple[int, dict[str, Quantization]] = (-1, {})
 
     @property
     def activations(self) -> list[str]:
@@ -53,9 +62,28 @@ class DeviceNetwork(nn.Module):
         return [self.graph.tensors[self.graph.inputs[0]].name, *outputs]
 
     def set_quantization(self, quantization: Mapping[str, Quantization]) -> None:
-        """Fix the grid of every activation."""
-        assert set(quantization) == set(self.activations)
-        self.quantization = dict(quantization)
+        """Give every activation a grid; learning changes scales from here, zero points never."""
+        assert not quantization or set(quantization) == set(self.activations)
+        self._first = dict(quantization)
+        self._current = (-1, {})
+        with torch.no_grad():
+            self.log_scale_changes.zero_()
+
+    @property
+    def quantization(self) -> Mapping[str, Quantization]:
+        """The grid of every activation as it is now; empty while the network computes in float."""
+        if not self._first:
+            return {}
+        version = self.log_scale_changes._version
+        if self._current[0] != version:
+            factors = np.exp(self.log_scale_changes.detach().numpy().astype(np.float64))
+            grids = {}
+            for name, first in self._first.items():
+                place = self._place.get(self._range_of[name])
+                scale = first.scale[0] * (1.0 if place is None else float(factors[place]))
+                grids[name] = Quantization((float(np.float32(scale)),), first.zero_point)
+            self._current = (version, grids)
+        return self._current[1]
 
     def float_constants(self) -> dict[str, np.ndarray]:
         """The weights as trained, by graph name."""
@@ -71,6 +99,8 @@ class DeviceNetwork(nn.Module):
         for number, operator in enumerate(self.graph.operators):
             output = operator.outputs[0]
             y = OPERATORS[operator.kind](self, operator, values)
+            if self.quantization:
+                y = rounding.as_the_kernel(self, operator, y)
             if operator.options.get("fused_activation") == "RELU":
                 y = functional.relu(y)
             values[output] = self._on_grid(names[output], y)
@@ -81,44 +111,109 @@ class DeviceNetwork(nn.Module):
                     values.pop(index, None)
         return values[self.graph.outputs[0]]
 
-    def value(self, index: int, values: Mapping[int, Tensor]) -> Tensor:
-        """An operand: an activation, a trained constant on its grid, or a given one."""
-        if index in values:
-            return values[index]
-        if index in self.given:
-            return self.given[index]
-        constant = self.constants[_key(self.graph.tensors[index].name)]
-        if self.quantization:
-            scale = scheme.constant_scale(constant.detach().numpy())
-            constant = _straight_through(constant, torch.from_numpy(scale))
-        return constant.permute(0, 3, 1, 2)
+    def scale_of(self, index: int) -> float:
+        """Scale of an activation or of a given constant, by tensor."""
+        tensor = self.graph.tensors[index]
+        found = tensor.quantization or self.quantization[tensor.name]
+        return found.scale[0]
+
+    def weight_scales(self, operator: Operator) -> np.ndarray:
+        """Scales (O,) float32 of a convolution's weights, as they are now."""
+        x, w, b = (self.graph.tensors[i] for i in operator.inputs)
+        if w.quantization is not None:
+            return np.array(w.quantization.scale, np.float32)
+        weight, bias = (self.constants[_key(t.name)].detach().numpy() for t in (w, b))
+        axis = scheme.WEIGHT_AXIS[operator.kind]
+        return scheme.weight_scale(weight, bias, self.quantization[x.name].scale[0], axis)
 
     def weight_and_bias(self, operator: Operator) -> tuple[Tensor, Tensor]:
         """Weights in torch's order (O, I, height, width), on their grid, and the bias."""
         x, w, b = (self.graph.tensors[i].name for i in operator.inputs)
-        weight, bias = self.constants[_key(w)], self.constants[_key(b)]
         axis = scheme.WEIGHT_AXIS[operator.kind]
+        if w in self.given:
+            weight = self.given[w]
+            channels = self.graph.tensors[operator.outputs[0]].shape[3]
+            return weight.permute(axis, 3 - axis, 1, 2), torch.zeros(channels)
+        weight, bias = self.constants[_key(w)], self.constants[_key(b)]
         if self.quantization:
-            scale = scheme.weight_scale(
-                weight.detach().numpy(),
-                bias.detach().numpy(),
-                self.quantization[x].scale[0],
-                axis,
-            )
+            scale = self.weight_scales(operator)
             shape = [1] * weight.ndim
             shape[axis] = len(scale)
             weight = _straight_through(weight, torch.from_numpy(scale).view(shape))
             steps = scheme.bias_scale(self.quantization[x].scale[0], scale)
-            bias = _straight_through(bias, torch.from_numpy(steps), scheme.BIAS_LIMIT)
+            # In float64, as the rule: in float32 a step next to a half may fall on either side.
+            exact = _straight_through(
+                bias.double(), torch.from_numpy(steps).double(), scheme.BIAS_LIMIT
+            )
+            bias = exact.float()
         return weight.permute(axis, 3 - axis, 1, 2), bias
+
+    def integers(self, operator: Operator, place: int) -> np.ndarray:
+        """A constant operand of whole numbers: axes, paddings, a place in a map."""
+        data = self.graph.tensors[operator.inputs[place]].data
+        assert data is not None
+        return data
 
     def _on_grid(self, name: str, x: Tensor) -> Tensor:
         if not self.quantization:
             return x
         q = self.quantization[name]
-        return torch.fake_quantize_per_tensor_affine(
-            x, q.scale[0], q.zero_point[0], scheme.INT8_MIN, scheme.INT8_MAX
+        place = self._place.get(self._range_of[name])
+        if place is None or not torch.is_grad_enabled():
+            return torch.fake_quantize_per_tensor_affine(
+                x, q.scale[0], q.zero_point[0], scheme.INT8_MIN, scheme.INT8_MAX
+            )
+        grid: Tensor = _LearnedGrid.apply(
+            x, self.log_scale_changes[place], q.scale[0], q.zero_point[0]
         )
+        return grid
+
+
+class _LearnedGrid(torch.autograd.Function):
+    """Rounding to a grid whose scale has a gradient: Esser et al., ICLR 2020, equations 3 and 5."""
+
+    @staticmethod
+    def forward(
+        context: Any, x: Tensor, log_change: Tensor, scale: float, zero_point: int
+    ) -> Tensor:
+        rounded = torch.fake_quantize_per_tensor_affine(
+            x, scale, zero_point, scheme.INT8_MIN, scheme.INT8_MAX
+        )
+        context.save_for_backward(x, rounded)
+        context.low = scale * (scheme.INT8_MIN - 0.5 - zero_point)
+        context.high = scale * (scheme.INT8_MAX + 0.5 - zero_point)
+        return rounded
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Inside the range x learns, and the scale from the rounding; outside the scale alone."""
+        x, rounded = context.saved_tensors
+        inside = (x >= context.low) & (x <= context.high)
+        # d(rounded) / d(log scale): rounded - x inside, the end of the range outside.
+        of_scale = torch.where(inside, rounded - x, rounded)
+        return gradient * inside, (gradient * of_scale).sum(), None, None
+
+
+def range_owners(graph: Graph) -> dict[str, str]:
+    """For each activation, the one whose range the INT8 rules give it: often itself."""
+    first = graph.tensors[graph.inputs[0]].name
+    owners = {first: first}
+    for operator in graph.operators:
+        name = graph.name(operator)
+        sources = [graph.tensors[index].name for index in operator.inputs]
+        if operator.kind == "CONCATENATION":
+            owners[name] = name
+            owners |= dict.fromkeys(sources, name)  # the whole has seen every part
+        elif operator.kind in scheme.SAME_SCALE:
+            owners[name] = owners[sources[0]]
+        else:
+            owners[name] = name
+    return owners
+
+
+def fixed_ranges(graph: Graph) -> set[str]:
+    """Activations whose range the INT8 rules fix."""
+    return {graph.name(operator) for operator in graph.operators if operator.kind == "LOGISTIC"}
 
 
 def _key(name: str) -> str:
@@ -142,8 +237,10 @@ def _conv(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tenso
     stride = operator.options["stride_h"], operator.options["stride_w"]
     _, bands, frames, channels = network.graph.tensors[operator.inputs[0]].shape
     _, height, width, _ = network.graph.tensors[operator.inputs[1]].shape
-    rows = same_padding(bands, height, stride[0])
-    columns = same_padding(frames, width, stride[1])
+    rows, columns = (0, 0), (0, 0)
+    if operator.options["padding"] == "SAME":
+        rows = same_padding(bands, height, stride[0])
+        columns = same_padding(frames, width, stride[1])
     groups = channels if operator.kind == "DEPTHWISE_CONV_2D" else 1
     if rows[0] == rows[1] and columns[0] == columns[1]:
         padding = rows[0], columns[0]
@@ -155,35 +252,53 @@ def _conv(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tenso
 
 def _binary(f: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     def kernel(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
-        a, b = (network.value(index, values) for index in operator.inputs)
+        a, b = (
+            values[i] if i in values else network.given[network.graph.tensors[i].name]
+            for i in operator.inputs
+        )
         return f(a, b)
 
     return kernel
 
 
-def _mean(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
-    axes = network.graph.tensors[operator.inputs[1]].data
-    assert axes is not None
-    return values[operator.inputs[0]].mean([TORCH_AXIS[int(a)] for a in axes], keepdim=True)
-
-
 def _rsqrt(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
     """On the grid, zero gives the top of the output range, as the integer kernel does."""
     x = values[operator.inputs[0]]
-    if not network.quantization:
+    if torch.onnx.is_in_onnx_export():
         return torch.rsqrt(x)
+    if not network.quantization:
+        return torch.rsqrt(x.clamp_min(SMALLEST_VARIANCE))
     output = network.quantization[network.graph.name(operator)]
     top = output.scale[0] * (scheme.INT8_MAX - output.zero_point[0])
     smallest = network.quantization[network.graph.tensors[operator.inputs[0]].name].scale[0] / 2
     return torch.where(x < smallest, top, torch.rsqrt(x.clamp_min(smallest)))
 
 
-def _max_pool(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
-    return functional.max_pool2d(
-        values[operator.inputs[0]],
-        (operator.options["filter_height"], operator.options["filter_width"]),
-        (operator.options["stride_h"], operator.options["stride_w"]),
-    )
+def _pool(f: Callable[..., Tensor]) -> Kernel:
+    def kernel(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
+        options = operator.options
+        window = options["filter_height"], options["filter_width"]
+        return f(values[operator.inputs[0]], window, (options["stride_h"], options["stride_w"]))
+
+    return kernel
+
+
+def _pad(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
+    _, rows, columns, _ = network.integers(operator, 1).tolist()
+    return functional.pad(values[operator.inputs[0]], (*columns, *rows))
+
+
+def _slice(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
+    """A run of bands, all frames and channels."""
+    first, size = (int(network.integers(operator, place)[1]) for place in (1, 2))
+    return values[operator.inputs[0]][:, :, first : first + size]
+
+
+def _concatenate(
+    network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]
+) -> Tensor:
+    axis = TORCH_AXIS[operator.options["axis"]]
+    return torch.cat([values[index] for index in operator.inputs], dim=axis)
 
 
 Kernel = Callable[[DeviceNetwork, Operator, Mapping[int, Tensor]], Tensor]
@@ -194,63 +309,12 @@ OPERATORS: Mapping[str, Kernel] = {
     "ADD": _binary(torch.add),
     "SUB": _binary(torch.sub),
     "MUL": _binary(torch.mul),
-    "MEAN": _mean,
     "RSQRT": _rsqrt,
     "LOGISTIC": lambda n, op, values: torch.sigmoid(values[op.inputs[0]]),
-    "MAX_POOL_2D": _max_pool,
+    "AVERAGE_POOL_2D": _pool(functional.avg_pool2d),
+    "MAX_POOL_2D": _pool(functional.max_pool2d),
+    "PAD": _pad,
+    "SLICE": _slice,
+    "CONCATENATION": _concatenate,
     "RESHAPE": lambda n, op, values: values[op.inputs[0]].flatten(1),
 }
-
-
-def calibrate(network: DeviceNetwork, batches: Iterable[Tensor], seed: int) -> None:
-    """Give every activation its grid: the range of least squared rounding error on ``batches``.
-
-    Batches are (B, C, F, T) training input without augmentation. Where the rules tie a tensor to
-    its input (pooling, reshaping) or fix it (LOGISTIC), the rule wins.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    samples: dict[str, list[np.ndarray]] = {}
-
-    def watch(name: str, x: Tensor) -> None:
-        flat = x.detach().reshape(-1)
-        if len(flat) > SAMPLES_PER_BATCH:
-            flat = flat[torch.randint(len(flat), (SAMPLES_PER_BATCH,), generator=generator)]
-        samples.setdefault(name, []).append(flat.numpy().copy())
-
-    network.quantization = {}
-    network.eval()
-    with torch.no_grad():
-        for batch in batches:
-            network(batch, watch)
-    ranges: dict[str, Quantization] = {}
-    for name, parts in samples.items():
-        sample = np.concatenate(parts)
-        if not np.isfinite(sample).any():
-            raise InputError(f"calibration: {name} is finite in no example; train for longer")
-        ranges[name] = least_error(sample)
-    network.set_quantization(under_rules(network.graph, ranges))
-
-
-def under_rules(graph: Graph, ranges: Mapping[str, Quantization]) -> dict[str, Quantization]:
-    """``ranges`` with the ones that the INT8 rules tie to another, or fix, as they must be."""
-    ruled = dict(ranges)
-    for operator in graph.operators:
-        name = graph.name(operator)
-        if operator.kind in scheme.SAME_SCALE:
-            ruled[name] = ruled[graph.tensors[operator.inputs[0]].name]
-        elif operator.kind == "LOGISTIC":
-            ruled[name] = scheme.LOGISTIC_OUTPUT
-    return ruled
-
-
-def least_error(x: np.ndarray, candidates: int = 40) -> Quantization:
-    """The quantisation of least mean squared error among shrunken ranges of ``x``."""
-    x = x[np.isfinite(x)]
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    best, best_error = scheme.activation_quantization(low, high), np.inf
-    for shrink in np.linspace(1.0, 0.2, candidates):
-        q = scheme.activation_quantization(low * shrink, high * shrink)
-        error = float(np.square(scheme.dequantize(scheme.quantize(x, q), q) - x).mean())
-        if error < best_error:
-            best, best_error = q, error
-    return best

@@ -8,21 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from firmware_ref.agreement import agreed
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Quantization
 from firmware_ref.lowering import lower
 from train import checkpoint
 from train.checkpoint import Checkpoint
-from train.qat import DeviceNetwork, under_rules
+from train.qat import DeviceNetwork
+from train.ranges import under_rules
 
 STAGE = "qat"
 
 
 def save(path: Path, device: DeviceNetwork, identity: Mapping[str, Any]) -> None:
-    """Write the constants of ``device``; its scales go into the manifest under ``activations``."""
+    """Write the constants of ``device``; its scales go into the manifest under ``activations``.
+
+    They are those on which the reference interpreters agree (`firmware_ref.agreement`).
+    """
     activations = {
         name: {"scale": q.scale[0], "zero_point": q.zero_point[0]}
-        for name, q in device.quantization.items()
+        for name, q in agreed(device.graph, device.quantization).items()
     }
     manifest = {**identity, "stage": STAGE, "activations": activations}
     checkpoint.save(path, device.float_constants(), manifest)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from budgets.limits import Limits, enforce_network
 from firmware_ref.arch import Network
@@ -20,14 +21,25 @@ from firmware_ref.frontend import network_input as normalise
 from firmware_ref.lowering import lower
 from train import checkpoint, loop, qat_checkpoint
 from train.config import Config
-from train.data import Dataset, InputNormalization, Progress, Windows, extract
+from train.data import Dataset, InputNormalization, Progress, Windows, extract, hold_out
+from train.device import Fidelity, compare, device_probabilities
 from train.evaluate import Metrics, measure, module_probabilities
 from train.fold import fold
+from train.kd import distillation
 from train.model import build_model
-from train.qat import DeviceNetwork, calibrate
+from train.qat import DeviceNetwork
+from train.ranges import calibrate
 
 FLOAT_FILE, QAT_FILE, METRICS_FILE = "float.safetensors", "qat.safetensors", "metrics.json"
 THREADS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured on the test fold; ``fidelity`` holds what QAT is for."""
+
+    metrics: Mapping[str, Metrics]
+    fidelity: Fidelity
 
 
 def run(
@@ -39,12 +51,13 @@ def run(
     report: Callable[[loop.Epoch], None],
     progress: Progress,
     limits: Limits | None = None,
-) -> dict[str, Metrics]:
-    """Train on all folds but ``test_fold``, then measure float and QAT models on it.
+) -> Outcome:
+    """Train on all folds but ``test_fold``, then measure float, QAT and INT8 models on it.
 
-    The last epoch is the result: the test fold selects nothing. Writes ``float.safetensors``,
-    ``qat.safetensors`` and ``metrics.json`` into ``out``. ``limits`` are the shipped ones unless
-    given; a network over one is refused before anything is read.
+    The test fold selects nothing: float training ends with its last epoch, QAT with the epoch that
+    scores best, in device arithmetic, on training clips held out for it. Writes
+    ``float.safetensors``, ``qat.safetensors`` and ``metrics.json`` into ``out``. ``limits`` are the
+    shipped ones unless given; a network over one is refused before anything is read.
     """
     enforce_network(config.network, limits)
     _check_out(out, resume)
@@ -52,10 +65,15 @@ def run(
     definition = FeatureDefinition()
     _check_sizes(config.network, dataset, definition)
     train_clips, test_clips = dataset.split(test_fold)
+    train_clips, validation_clips = hold_out(train_clips, config.data.validation_fraction)
     data = extract(train_clips, definition, config.data.train_hop_seconds, progress)
     channels = config.network.input_channels
     normalization = InputNormalization.measure(data.features[..., :channels])
     data = _normalised(data, normalization)
+    validation = None
+    if validation_clips:
+        windows = extract(validation_clips, definition, progress=progress)
+        validation = _normalised(windows, normalization)
     identity = {
         "network": config.network.to_dict(),
         "labels": list(dataset.labels),
@@ -65,16 +83,24 @@ def run(
         "dataset": {"name": dataset.name, "test_fold": test_fold},
     }
     float_tensors = _float_stage(config, data, identity, out, report)
-    device = _qat_stage(config, data, identity, float_tensors, out, report)
-    test = _normalised(extract(test_clips, definition, progress=progress), normalization)
     float_model = build_model(config.network)
     loop.load_module(float_model, float_tensors, "float checkpoint")
-    metrics = {
-        name: measure(module_probabilities(module, test.features), test.labels, test.clips)
-        for name, module in (("float", float_model), ("qat", device))
+    float_model.eval()
+    device = _qat_stage(config, data, validation, identity, float_model, out, report)
+    test = _normalised(extract(test_clips, definition, progress=progress), normalization)
+    outcome = _measure(float_model, device, test)
+    _write_metrics(out, outcome, dataset, identity)
+    return outcome
+
+
+def _measure(float_model: nn.Module, device: DeviceNetwork, test: Windows) -> Outcome:
+    probabilities = {
+        "float": module_probabilities(float_model, test.features),
+        "qat": module_probabilities(device, test.features),
+        "int8": device_probabilities(device, test.features),
     }
-    _write_metrics(out, metrics, dataset, identity)
-    return metrics
+    metrics = {name: measure(p, test.labels, test.clips) for name, p in probabilities.items()}
+    return Outcome(metrics, compare(device, test.features, probabilities))
 
 
 def _float_stage(
@@ -94,7 +120,7 @@ def _float_stage(
     model = build_model(config.network)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     state = out / "float-state.safetensors"
-    loop.fit(model, data, config, config.float_stage, "float", identity, state, report)
+    loop.fit(model, data, config, loop.Stage("float", config.float_stage), identity, state, report)
     tensors = loop.module_tensors(model)
     checkpoint.save(path, tensors, {"stage": "float", **identity})
     state.unlink(missing_ok=True)
@@ -104,8 +130,9 @@ def _float_stage(
 def _qat_stage(
     config: Config,
     data: Windows,
+    validation: Windows | None,
     identity: dict[str, Any],
-    float_tensors: dict[str, np.ndarray],
+    float_model: nn.Module,
     out: Path,
     report: Callable[[loop.Epoch], None],
 ) -> DeviceNetwork:
@@ -116,16 +143,36 @@ def _qat_stage(
         checkpoint.require_run(saved, identity, path)
         return trained
     graph = lower(config.network)
-    device = DeviceNetwork(graph, fold(config.network, float_tensors, graph))
+    device = DeviceNetwork(graph, fold(config.network, loop.module_tensors(float_model), graph))
     rng = np.random.default_rng([config.seed, *b"calibration"])
-    size = config.qat_stage.optimizer.batch_size
-    draws = rng.permutation(len(data.features))[: size * config.qat_stage.calibration_batches]
+    qat = config.qat_stage
+    size = qat.optimizer.batch_size
+    draws = rng.permutation(len(data.features))[: size * qat.calibration_batches]
     batches = (
         loop.network_input(data.features[draws[i : i + size]]) for i in range(0, len(draws), size)
     )
     calibrate(device, batches, config.seed)
+
+    def loss(x: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = float_model(x)
+        return distillation(logits, teacher, targets, qat.float_teacher_weight)
+
+    def validate() -> loop.Score:
+        assert validation is not None
+        probabilities = device_probabilities(device, validation.features)
+        found = measure(probabilities, validation.labels, validation.clips)
+        return loop.Score(found.window_accuracy, found.window_log_loss)
+
+    stage = loop.Stage(
+        "qat",
+        qat.optimizer,
+        loss if qat.float_teacher_weight else loop.cross_entropy,
+        qat.range_learning_rate,
+        validate if validation else None,
+    )
     state = out / "qat-state.safetensors"
-    loop.fit(device, data, config, config.qat_stage.optimizer, "qat", identity, state, report)
+    loop.fit(device, data, config, stage, identity, state, report)
     qat_checkpoint.save(path, device, identity)
     state.unlink(missing_ok=True)
     return device
@@ -161,14 +208,18 @@ def _check_out(out: Path, resume: bool) -> None:
         raise InputError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
 
 
-def _write_metrics(
-    out: Path, metrics: dict[str, Metrics], dataset: Dataset, identity: dict[str, Any]
-) -> None:
+def _write_metrics(out: Path, outcome: Outcome, dataset: Dataset, identity: dict[str, Any]) -> None:
+    fraction = identity["config"]["data"]["validation_fraction"]
     content = {
         "dataset": identity["dataset"],
         "seed": identity["config"]["seed"],
-        "selection": "none: the last epoch",
+        "selection": (
+            f"the QAT epoch best in device arithmetic on {fraction:.0%} of the training clips"
+            if fraction
+            else "none: the last epoch"
+        ),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "metrics": {name: m.to_dict(dataset.labels) for name, m in metrics.items()},
+        "metrics": {name: m.to_dict(dataset.labels) for name, m in outcome.metrics.items()},
+        "fidelity": outcome.fidelity.to_dict(),
     }
     write_whole(out / METRICS_FILE, (json.dumps(content, indent=2) + "\n").encode())

@@ -11,6 +11,7 @@ from firmware_ref.graph import Graph, Operator
 from firmware_ref.ops import (
     add,
     average_pool_2d,
+    concatenation,
     conv_2d,
     depthwise_conv_2d,
     fully_connected,
@@ -22,6 +23,7 @@ from firmware_ref.ops import (
     quantize,
     reshape,
     rsqrt,
+    slice,
     softmax,
     squared_difference,
     sub,
@@ -32,6 +34,7 @@ from firmware_ref.ops.node import Kernel, Node
 PREPARE: Mapping[str, Callable[[Node], Kernel]] = {
     "ADD": add.prepare,
     "AVERAGE_POOL_2D": average_pool_2d.prepare,
+    "CONCATENATION": concatenation.prepare,
     "CONV_2D": conv_2d.prepare,
     "DEPTHWISE_CONV_2D": depthwise_conv_2d.prepare,
     "FULLY_CONNECTED": fully_connected.prepare,
@@ -43,6 +46,7 @@ PREPARE: Mapping[str, Callable[[Node], Kernel]] = {
     "QUANTIZE": quantize.prepare,
     "RESHAPE": reshape.prepare,
     "RSQRT": rsqrt.prepare,
+    "SLICE": slice.prepare,
     "SOFTMAX": softmax.prepare,
     "SQUARED_DIFFERENCE": squared_difference.prepare,
     "SUB": sub.prepare,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from firmware_ref.fixedpoint import quantize_multiplier
-from firmware_ref.ops.elementwise import Rescale, TableBinary, operands, scaled_codes
+from firmware_ref.ops.elementwise import Rescale, binary, look_up, operands, scaled_codes
 from firmware_ref.ops.node import Kernel, Node
 
 LEFT_SHIFT = 20
@@ -34,12 +34,13 @@ def prepare_sum(node: Node, combine: Callable[[np.ndarray, np.ndarray], np.ndarr
             f"{out.scale}; the kernels allow less"
         )
     low, high = node.clamp()
-    return TableBinary(
-        inputs,
-        (
-            scaled_codes(first, LEFT_SHIFT, first.scale / twice_larger),
-            scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),
-        ),
-        combine,
-        Rescale(multiplier, shift, out.zero_point, low, high),
+    rescale = Rescale(multiplier, shift, out.zero_point, low, high)
+    tables = (
+        scaled_codes(first, LEFT_SHIFT, first.scale / twice_larger),
+        scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),
     )
+
+    def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return rescale(combine(look_up(tables[0], a), look_up(tables[1], b)))
+
+    return binary(node, inputs, compute)

@@ -22,7 +22,7 @@ class AveragePool2D:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C) int8 -> (N, F', T', C) int8; padding does not count."""
-        sums = sum(self.window.taps(self.window.pad(x.astype(np.int32), 0)))
+        sums = self.window.sums(self.window.pad(x, 0))
         magnitude = (np.abs(sums) + self.counts // 2) // self.counts
         return np.clip(np.sign(sums) * magnitude, self.low, self.high).astype(np.int8)
 
@@ -30,6 +30,5 @@ class AveragePool2D:
 def prepare(node: Node) -> Kernel:
     """One quantisation for input and output."""
     place, low, high = prepare_pool(node)
-    ones = np.ones((1, *node.tensor(0).shape[1:3], 1), np.int32)
-    counts = sum(place.taps(place.pad(ones, 0)))
-    return AveragePool2D(place, np.asarray(counts, np.int32)[0], low, high)
+    ones = np.ones((1, *node.tensor(0).shape[1:3], 1), np.int8)
+    return AveragePool2D(place, place.sums(place.pad(ones, 0))[0], low, high)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from firmware_ref import graph as limits
-from firmware_ref.ops.accumulate import Requantization, bias_of, exact_dtype, requantization
+from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
-from firmware_ref.ops.window import Window, window
+from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest
+from firmware_ref.ops.window import Window, offset, window
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +21,16 @@ class Conv2D:
     window: Window
     input_zero_point: int
     weights: np.ndarray
-    requantization: Requantization
+    requantize: Staircase | FloatStaircase
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C_in) int8 -> (N, F', T', C_out) int8."""
         # Padding is the zero point, which is 0 once the offset is taken off.
-        centred = self.window.pad(x.astype(self.weights.dtype) - self.input_zero_point, 0)
+        centred = self.window.pad(offset(x, self.input_zero_point, self.weights.dtype), 0)
         taps = list(self.window.taps(centred))
         columns = taps[0] if len(taps) == 1 else np.concatenate(taps, axis=-1)
         sums = columns.reshape(-1, len(self.weights)) @ self.weights
-        output = self.requantization(sums.astype(np.int64))
-        return output.reshape(*columns.shape[:3], self.weights.shape[1])
+        return self.requantize(sums).reshape(*columns.shape[:3], self.weights.shape[1])
 
 
 def prepare(node: Node) -> Kernel:
@@ -50,6 +50,7 @@ def prepare(node: Node) -> Kernel:
     if positions * math.prod(filters.shape[1:]) > limits.MAX_ELEMENTS:
         raise node.error(f"input {source.shape} and filter {filters.shape} are too large to run")
     weights = filters.reshape(channels, -1)
-    scale = requantization(node, affine, weights, bias_of(node, channels), axis=0)
-    dtype = exact_dtype(affine, weights)
-    return Conv2D(place, affine.zero_point, np.ascontiguousarray(weights.T.astype(dtype)), scale)
+    exact = staircase(node, affine, weights, bias_of(node, channels), axis=0)
+    requantize, dtype = fastest(exact, largest_sum(affine, weights), place.width.output)
+    stored = np.ascontiguousarray(weights.T.astype(dtype))
+    return Conv2D(place, affine.zero_point, stored, requantize)

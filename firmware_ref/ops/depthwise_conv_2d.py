@@ -6,32 +6,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.ops.accumulate import Requantization, bias_of, requantization
+from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
-from firmware_ref.ops.window import Window, window
+from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest
+from firmware_ref.ops.window import Window, offset, window
 
 
 @dataclass(frozen=True, eq=False)
 class DepthwiseConv2D:
-    """A depthwise convolution: ``weights`` (KF * KT, C_out) int32, C_out = multiplier * C_in."""
+    """A depthwise convolution, C_out = multiplier * C_in.
+
+    ``weights`` (KF * KT, T' * C_out) repeat the channels for every output of a row, in a dtype
+    whose sums are exact.
+    """
 
     window: Window
     input_zero_point: int
     weights: np.ndarray
     depth_multiplier: int
-    requantization: Requantization
+    requantize: Staircase | FloatStaircase
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C_in) int8 -> (N, F', T', C_out) int8."""
-        # Padding is the zero point, which is 0 once the offset is taken off.
-        centred = self.window.pad(x.astype(np.int32) - np.int32(self.input_zero_point), 0)
+        centred = self.window.pad(offset(x, self.input_zero_point, self.weights.dtype), 0)
         if self.depth_multiplier > 1:
             centred = np.repeat(centred, self.depth_multiplier, axis=-1)
-        taps = self.window.taps(centred)
-        sums = next(taps) * self.weights[0]
-        for tap, weights in zip(taps, self.weights[1:], strict=True):
-            sums += tap * weights
-        return self.requantization(sums.astype(np.int64))
+        shape = (len(x), self.window.height.output, self.window.width.output, centred.shape[-1])
+        rows = (*shape[:2], shape[2] * shape[3])
+        sums = np.empty(rows, self.weights.dtype)
+        product = np.empty(rows, self.weights.dtype)
+        for number, (tap, weights) in enumerate(
+            zip(self.window.taps(centred), self.weights, strict=True)
+        ):
+            np.multiply(tap.reshape(rows), weights, out=product if number else sums)
+            if number:
+                sums += product
+        return self.requantize(sums.reshape(shape))
 
 
 def prepare(node: Node) -> Kernel:
@@ -55,5 +65,7 @@ def prepare(node: Node) -> Kernel:
     place = window(node, source, (filters.shape[1], filters.shape[2]), dilated=True)
     node.check_output_shape((1, place.height.output, place.width.output, channels))
     weights = filters.reshape(-1, channels)
-    scale = requantization(node, affine, weights.T, bias_of(node, channels), axis=3)
-    return DepthwiseConv2D(place, affine.zero_point, weights.astype(np.int32), multiplier, scale)
+    exact = staircase(node, affine, weights.T, bias_of(node, channels), axis=3)
+    requantize, dtype = fastest(exact, largest_sum(affine, weights.T), place.width.output)
+    stored = np.tile(weights, place.width.output).astype(dtype)
+    return DepthwiseConv2D(place, affine.zero_point, stored, multiplier, requantize)

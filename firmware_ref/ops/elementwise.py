@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,16 +10,31 @@ import numpy as np
 
 from firmware_ref.fixedpoint import mbqm, quantize_multiplier
 from firmware_ref.graph import Tensor
-from firmware_ref.ops.node import Affine, Node
+from firmware_ref.ops.node import Affine, Kernel, Node
 
 INT8_CODES = np.arange(256, dtype=np.uint8).view(np.int8)
 """Every int8 value, at the index of its bits read as uint8."""
+
+
+SMALLEST_TABLED_MAP = 4096
+"""Elements of one example from which a table of all pairs pays."""
 
 
 def look_up(table: np.ndarray, x: np.ndarray) -> np.ndarray:
     """``table[x]`` for int8 ``x`` and a table in the order of `INT8_CODES`."""
     # No index can be out of range; "wrap" spares NumPy the check and a copy.
     return np.take(table, x.view(np.uint8), mode="wrap")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """An operator on one activation: int8 results in the order of `INT8_CODES`."""
+
+    entries: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(N, ...) int8 -> (N, ...) int8."""
+        return look_up(self.entries, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +108,54 @@ class Rescale:
         return np.clip(scaled, self.low, self.high, out=scaled).astype(np.int8)
 
 
+Compute = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Two arrays of int8 codes that broadcast to int8 results: an operator's arithmetic."""
+
+
 @dataclass(frozen=True, eq=False)
-class TableBinary:
-    """ADD, SUB, SQUARED_DIFFERENCE: a table for each operand, ``combine``, one rescaling."""
+class Binary:
+    """An operator on two operands, computed."""
 
     operands: Operands
-    tables: tuple[np.ndarray, np.ndarray]
-    combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    rescale: Rescale
+    compute: Compute
+
+    def __call__(self, *activations: np.ndarray) -> np.ndarray:
+        """One or two int8 activations (N, ...) -> int8 (N, ...)."""
+        return self.compute(*self.operands(*activations))
+
+
+@dataclass(frozen=True, eq=False)
+class PairTable:
+    """The same, looked up: ``entries[256 * second + first]``, both codes read as uint8."""
+
+    operands: Operands
+    entries: np.ndarray
 
     def __call__(self, *activations: np.ndarray) -> np.ndarray:
         """One or two int8 activations (N, ...) -> int8 (N, ...)."""
         first, second = self.operands(*activations)
-        combined = self.combine(look_up(self.tables[0], first), look_up(self.tables[1], second))
-        return self.rescale(combined)
+        index = np.left_shift(second.view(np.uint8), 8, dtype=np.uint16)
+        return np.take(self.entries, index | first.view(np.uint8), mode="wrap")
+
+
+def binary(node: Node, inputs: Operands, compute: Compute) -> Kernel:
+    """The fastest form of an operator: a table of one operand or of both, or computed.
+
+    A table of both has 65,536 entries: worth it for maps that a few inputs fill.
+    """
+    tensors = node.operator.inputs
+    if tensors[0] == tensors[1]:
+        square = Table(compute(INT8_CODES, INT8_CODES))
+        return lambda first, _: square(first)
+    one_value = [constant is not None and constant.size == 1 for constant in inputs.constants]
+    if any(one_value) and math.prod(node.output.shape) > len(INT8_CODES):
+        first, second = (
+            INT8_CODES if constant is None else constant.reshape(1) for constant in inputs.constants
+        )
+        table, varying = Table(compute(first, second)), one_value.index(False)
+        # The operand in its padded shape: a constant of a higher rank gives the output its own.
+        return lambda x: table(inputs(x)[varying])
+    if math.prod(node.output.shape) < SMALLEST_TABLED_MAP:
+        return Binary(inputs, compute)
+    entries = compute(INT8_CODES[None, :], INT8_CODES[:, None])
+    return PairTable(inputs, entries.reshape(-1))

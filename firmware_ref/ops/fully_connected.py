@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.ops.accumulate import Requantization, bias_of, exact_dtype, requantization
+from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
+from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,14 +20,13 @@ class FullyConnected:
     output_shape: tuple[int, ...]
     input_zero_point: int
     weights: np.ndarray
-    requantization: Requantization
+    requantize: Staircase | FloatStaircase
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, ...) int8 of any shape with rows of K elements -> (N, ..., C_out) int8."""
         centred = x.reshape(-1, len(self.weights)).astype(self.weights.dtype)
         sums = (centred - self.input_zero_point) @ self.weights
-        output = self.requantization(sums.astype(np.int64))
-        return output.reshape(len(x), *self.output_shape[1:])
+        return self.requantize(sums).reshape(len(x), *self.output_shape[1:])
 
 
 def prepare(node: Node) -> Kernel:
@@ -51,12 +51,13 @@ def prepare(node: Node) -> Kernel:
         node.check_output_shape((1, channels))
     else:
         raise node.error(f"input {source.shape} makes {rows} rows of a batch; 1 is allowed")
-    scale = requantization(node, affine, weights, bias_of(node, channels), axis=0)
-    if len(scale.multiplier) == 1:
+    exact = staircase(node, affine, weights, bias_of(node, channels), axis=0)
+    if len(exact.multiplier) == 1:
         multiplier, shift = _float32_multiplier(node, affine.scale)
-        scale = dataclasses.replace(scale, multiplier=multiplier, shift=shift)
-    stored = np.ascontiguousarray(weights.T.astype(exact_dtype(affine, weights)))
-    return FullyConnected(node.output.shape, affine.zero_point, stored, scale)
+        exact = dataclasses.replace(exact, multiplier=multiplier, shift=shift)
+    requantize, dtype = fastest(exact, largest_sum(affine, weights), 1)
+    stored = np.ascontiguousarray(weights.T.astype(dtype))
+    return FullyConnected(node.output.shape, affine.zero_point, stored, requantize)
 
 
 def _float32_multiplier(node: Node, input_scale: float) -> tuple[np.ndarray, np.ndarray]:

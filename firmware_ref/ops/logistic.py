@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from firmware_ref.fixedpoint import logistic, mbqm, quantize_multiplier, rdpot
-from firmware_ref.ops.elementwise import INT8_CODES
+from firmware_ref.ops.elementwise import Table
 from firmware_ref.ops.node import Affine, Kernel, Node
-from firmware_ref.ops.table import Table, unary
+from firmware_ref.ops.unary import unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 INPUT_INTEGER_BITS = 4
@@ -26,15 +26,20 @@ def prepare(node: Node) -> Kernel:
     source, out = unary(node)
     if out != OUTPUT:
         raise node.error(f"output is {out}; the kernels allow {OUTPUT}")
-    multiplier, shift = quantize_multiplier(source.scale * 2.0 ** (31 - INPUT_INTEGER_BITS))
-    if not 0 <= shift <= 31:
+    if not 2.0**-27 <= source.scale < 16:
         raise node.error(f"input scale={source.scale}; allowed are 2^-27 to below 16")
+    return Table(np.roll(sigmoid_codes(source.scale, source.zero_point), INT8_MIN).astype(np.int8))
+
+
+def sigmoid_codes(scale: float, zero_point: int) -> np.ndarray:
+    """Output code (256,) int64 of every input code from -128 up, in fixed point."""
+    multiplier, shift = quantize_multiplier(scale * 2.0 ** (31 - INPUT_INTEGER_BITS))
     # CalculateInputRadius: beyond it the input would leave Q4.27, and the sigmoid has saturated.
     radius = math.floor((2**INPUT_INTEGER_BITS - 1) * 2 ** (31 - INPUT_INTEGER_BITS) / 2**shift)
-    values = INT8_CODES.astype(np.int64) - source.zero_point
+    values = np.arange(INT8_MIN, INT8_MAX + 1, dtype=np.int64) - zero_point
     within = np.clip(values, -radius, radius)
     raw = logistic(mbqm(within, multiplier, shift), INPUT_INTEGER_BITS)
     results = np.clip(rdpot(raw, 23) + OUTPUT.zero_point, INT8_MIN, INT8_MAX)
     results[values >= radius] = INT8_MAX
     results[values <= -radius] = INT8_MIN
-    return Table(results.astype(np.int8))
+    return results

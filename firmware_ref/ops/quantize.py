@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from firmware_ref.ops.elementwise import INT8_CODES, Rescale
+from firmware_ref.ops.elementwise import INT8_CODES, Rescale, Table
 from firmware_ref.ops.node import Kernel, Node
-from firmware_ref.ops.table import Table, unary
+from firmware_ref.ops.unary import unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 

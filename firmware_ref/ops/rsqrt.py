@@ -10,7 +10,7 @@ from firmware_ref.errors import InputError
 from firmware_ref.fixedpoint import inverse_sqrt_multiplier, mbqm
 from firmware_ref.ops.elementwise import INT8_CODES, look_up
 from firmware_ref.ops.node import Affine, Kernel, Node
-from firmware_ref.ops.table import unary
+from firmware_ref.ops.unary import unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 # The result of 1 / sqrt(value) is carried with so many bits of fraction.

@@ -16,7 +16,7 @@ from firmware_ref.fixedpoint import (
     srdhm,
 )
 from firmware_ref.ops.node import Affine, Kernel, Node
-from firmware_ref.ops.table import unary
+from firmware_ref.ops.unary import unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 INPUT_INTEGER_BITS = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firmware_ref.ops.elementwise import Rescale, TableBinary, operands, scaled_codes
+from firmware_ref.ops.elementwise import Rescale, binary, look_up, operands, scaled_codes
 from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
@@ -18,17 +18,14 @@ def prepare(node: Node) -> Kernel:
     out = node.affine(node.output)
     twice_larger = 2.0 * max(first.scale, second.scale)
     real = twice_larger * twice_larger / (2 ** (2 * LEFT_SHIFT) * out.scale)
-    return TableBinary(
-        inputs,
-        (
-            scaled_codes(first, LEFT_SHIFT, first.scale / twice_larger),
-            scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),
-        ),
-        _squared_difference,
-        Rescale(*node.multiplier(real), out.zero_point, INT8_MIN, INT8_MAX),
+    rescale = Rescale(*node.multiplier(real), out.zero_point, INT8_MIN, INT8_MAX)
+    tables = (
+        scaled_codes(first, LEFT_SHIFT, first.scale / twice_larger),
+        scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),
     )
 
+    def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        difference = look_up(tables[0], a) - look_up(tables[1], b)
+        return rescale(difference * difference)
 
-def _squared_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    difference = first - second
-    return difference * difference
+    return binary(node, inputs, compute)

@@ -43,6 +43,13 @@ def axis(size: int, kernel: int, stride: int, dilation: int, padding: str) -> Ax
     return Axis(kernel, stride, dilation, output, total // 2, total - total // 2)
 
 
+def offset(x: np.ndarray, zero_point: int, dtype: np.typing.DTypeLike) -> np.ndarray:
+    """int8 less the zero point, in another dtype; the padding is then 0."""
+    centred = x.astype(dtype)
+    centred -= zero_point
+    return centred
+
+
 @dataclass(frozen=True)
 class Window:
     """The window of one operator over the height (F) and width (T) of a (N, F, T, C) map."""
@@ -55,13 +62,35 @@ class Window:
         sides = (self.height.before, self.height.after, self.width.before, self.width.after)
         if not any(sides):
             return x
-        return np.pad(x, ((0, 0), sides[:2], sides[2:], (0, 0)), constant_values=value)
+        count, height, width, channels = x.shape
+        size = (count, height + sum(sides[:2]), width + sum(sides[2:]), channels)
+        padded = np.full(size, value, x.dtype)
+        inner = slice(sides[0], sides[0] + height), slice(sides[2], sides[2] + width)
+        padded[:, inner[0], inner[1]] = x
+        return padded
 
     def taps(self, padded: np.ndarray) -> Iterator[np.ndarray]:
         """For each tap in row order, the (N, F', T', C) inputs it meets, as views."""
         for row in range(self.height.kernel):
             for column in range(self.width.kernel):
                 yield padded[:, self.height.tap(row), self.width.tap(column), :]
+
+    def sums(self, padded: np.ndarray) -> np.ndarray:
+        """The sum under each window of integers (N, F, T, C), as int32 (N, F', T', C)."""
+        rows = _sums(padded, 1, self.height)
+        return _sums(rows, 2, self.width)
+
+
+def _sums(x: np.ndarray, number: int, axis: Axis) -> np.ndarray:
+    """Sums along one axis."""
+    before = (slice(None),) * number
+    if axis.output == 1:
+        return x[(*before, slice(axis.kernel))].sum(axis=number, keepdims=True, dtype=np.int32)
+    taps = (x[(*before, axis.tap(tap))] for tap in range(axis.kernel))
+    total = next(taps).astype(np.int32)
+    for tap in taps:
+        total += tap
+    return total
 
 
 def window(node: Node, source: Tensor, kernel: tuple[int, int], dilated: bool) -> Window:

@@ -91,6 +91,7 @@ def test_json_holds_what_it_promises() -> None:
         "parameters": 3_040,
         "macs": 4_224_000,
         "output_shape": [40, 64, 22],
+        "instructions": {},
     }
     assert [v["limit"] for v in large["violations"]] == ["parameters", "multiply_accumulates"]
     assert (large["violations"][0]["value"], large["violations"][0]["allowed"]) == (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -69,3 +72,18 @@ def device() -> DeviceNetwork:
 def draft(device: DeviceNetwork) -> Draft:
     """Its graph as an exporter that changes nothing would write it."""
     return Draft.of(device)
+
+
+@pytest.fixture(scope="session")
+def tensorflow_schema() -> ModuleType:
+    """TensorFlow's generated schema code, without the seconds that TensorFlow takes to load."""
+    package = importlib.util.find_spec("tensorflow")
+    assert package is not None and package.submodule_search_locations is not None
+    (folder,) = package.submodule_search_locations
+    path = Path(folder) / "lite" / "python" / "schema_py_generated.py"
+    spec = importlib.util.spec_from_file_location("tensorflow_lite_schema", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -13,6 +13,8 @@ from convert.match import MismatchError, match
 from firmware_ref.graph import Graph, Operator, Tensor
 from train.qat import DeviceNetwork
 
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+
 
 @dataclass
 class Draft:
@@ -56,15 +58,17 @@ class Draft:
         assert set(options) <= set(old)
         self.change(layer, options={**old, **options})
 
-    def data(self, name: str, change: Callable[[np.ndarray], Any]) -> None:
-        """Change a constant's array; in place, or by returning another."""
-        index = self.tensor(name)
-        old = self.tensors[index].data
+    def data(self, layer: str, place: int, change: Callable[[np.ndarray], Any]) -> None:
+        """Give a layer a changed copy of a constant operand: changed in place, or returned."""
+        operator = self.operators[self.operator(layer)]
+        old = self.tensors[operator.inputs[place]].data
         assert old is not None
         new = old.copy()
         result = change(new)
         new = new if result is None else result
-        self.tensors[index] = replace(self.tensors[index], data=new, shape=new.shape)
+        inputs = list(operator.inputs)
+        inputs[place] = self.add(f"{layer}/{place}", new.shape, new)
+        self.change(layer, inputs=tuple(inputs))
 
     def transpose(self, source: int, order: tuple[int, ...], name: str, at: int) -> int:
         """Insert a TRANSPOSE before operator ``at``; returns its output."""
@@ -74,14 +78,45 @@ class Draft:
         self.operators.insert(at, Operator("TRANSPOSE", (source, table), (output,)))
         return output
 
+    def wrap_in_transposes(self, *layers: str) -> None:
+        """Compute layers that follow each other in NCHW, the last one's result then in NHWC."""
+        first = self.operator(layers[0])
+        inside = self.operators[first : first + len(layers)]
+        assert [self.tensors[operator.outputs[0]].name for operator in inside] == list(layers)
+        made = [operator.outputs[0] for operator in inside]
+        renamed: dict[int, int] = {}
+        for index in (index for operator in inside for index in operator.inputs):
+            if index not in (*made, *renamed) and self.tensors[index].data is None:
+                name = f"{self.tensors[index].name}.nchw"
+                renamed[index] = self.transpose(index, TO_NCHW, name, first)
+        first += len(renamed)
+        for index in made:
+            tensor = self.tensors[index]
+            shape = tuple(tensor.shape[axis] for axis in TO_NCHW)
+            if index == made[-1]:
+                renamed[index] = self.add(f"{tensor.name}.nchw", shape)
+            else:
+                self.tensors[index] = replace(tensor, shape=shape)
+        for number, operator in enumerate(inside, first):
+            inputs, outputs = (
+                tuple(renamed.get(index, index) for index in part)
+                for part in (operator.inputs, operator.outputs)
+            )
+            self.operators[number] = replace(operator, inputs=inputs, outputs=outputs)
+        end = first + len(layers)
+        self.transpose(renamed[made[-1]], TO_NHWC, f"{layers[-1]}.back", end)
+        self.operators[end] = replace(self.operators[end], outputs=(made[-1],))
+
 
 def as_float(tensor: Tensor, constant: np.ndarray | None) -> Tensor:
     if constant is not None:
         return replace(tensor, dtype="float32", data=constant)
     if tensor.data is None:
         return replace(tensor, dtype="float32")
+    if tensor.name.endswith("/bias"):
+        return replace(tensor, dtype="float32", data=tensor.data.astype(np.float32))
     if tensor.quantization is None:
-        return tensor  # axes and shapes
+        return tensor  # a shape, paddings, a place in a map
     (scale,) = tensor.quantization.scale
     data = np.float32(scale) * tensor.data.astype(np.float32)
     return replace(tensor, dtype="float32", quantization=None, data=data)

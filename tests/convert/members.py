@@ -18,7 +18,8 @@ from firmware_ref.lowering import lower
 from train import qat_checkpoint
 from train.fold import fold
 from train.model import build_model
-from train.qat import DeviceNetwork, calibrate
+from train.qat import DeviceNetwork
+from train.ranges import calibrate
 
 REPORT = PRESETS["report-125k"]
 # What the preset lacks: sub-bands, an expansion in every stage, no head, one channel, no biases.

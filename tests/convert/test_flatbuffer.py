@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,21 +16,6 @@ from convert.flatbuffer import DATA_ALIGNMENT_BYTES, write
 from firmware_ref import schema
 from firmware_ref.graph import Graph, Operator, Quantization, Tensor, parse
 from tests.convert.members import Converted
-
-
-@pytest.fixture(scope="module")
-def tensorflow_schema() -> ModuleType:
-    """TensorFlow's generated schema code, without the seconds that TensorFlow takes to load."""
-    package = importlib.util.find_spec("tensorflow")
-    assert package is not None and package.submodule_search_locations is not None
-    (folder,) = package.submodule_search_locations
-    path = Path(folder) / "lite" / "python" / "schema_py_generated.py"
-    spec = importlib.util.spec_from_file_location("tensorflow_lite_schema", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def describe(graph: Graph) -> dict[str, Any]:
@@ -224,9 +206,12 @@ def test_tensorflow_reads_the_same(converted: Converted, tensorflow_schema: Modu
     assert read_by_tensorflow(tensorflow_schema, data) == describe(parse(data))
 
 
-@pytest.mark.parametrize("kind", ["FULLY_CONNECTED", "DEPTHWISE_CONV_2D", "RESHAPE", "SOFTMAX"])
-def test_tensorflow_reads_every_option(kind: str, tensorflow_schema: ModuleType) -> None:
-    graph = one_operator(kind, False)
+@pytest.mark.parametrize("default", [True, False])
+@pytest.mark.parametrize("kind", schema.OPTIONS)
+def test_tensorflow_reads_every_option(
+    kind: str, default: bool, tensorflow_schema: ModuleType
+) -> None:
+    graph = one_operator(kind, default)
     graph = replace(graph, metadata={"name": b"value"})
     found = read_by_tensorflow(tensorflow_schema, write(graph))
     assert found["operators"] == describe(graph)["operators"]

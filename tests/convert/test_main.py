@@ -18,7 +18,7 @@ from firmware_ref.arch import PRESETS, Network
 from firmware_ref.graph import Quantization
 from tests.convert.members import SMALL, Converted, device_network, identity
 from train import checkpoint, qat_checkpoint
-from train.qat import under_rules
+from train.ranges import under_rules
 
 OVER_LIMIT = PRESETS["qti-c80"]
 

@@ -15,11 +15,10 @@ from train.qat import DeviceNetwork
 
 
 def left_out(draft: Draft) -> None:
-    """The variance of what should have been squared."""
-    draft.operators.pop(draft.operator("stage1.res_norm.square"))
-    number = draft.operator("stage1.res_norm.variance")
-    centered = draft.tensor("stage1.res_norm.centered")
-    inputs = (centered, draft.operators[number].inputs[1])
+    """The mean of what should have been squared."""
+    square = draft.operators.pop(draft.operator("stage1.res_norm.square"))
+    number = draft.operator("stage1.res_norm.power_over_channels")
+    inputs = (square.inputs[0], *draft.operators[number].inputs[1:])
     draft.operators[number] = replace(draft.operators[number], inputs=inputs)
 
 
@@ -34,28 +33,56 @@ def twice(draft: Draft) -> None:
     draft.operators.insert(3, replace(operator, outputs=(copy,)))
 
 
+def exchanged(layer: str) -> Callable[[Draft], None]:
+    """The operands of a layer in the other order."""
+
+    def change(draft: Draft) -> None:
+        draft.change(layer, inputs=draft.operators[draft.operator(layer)].inputs[::-1])
+
+    return change
+
+
+def without_identity(weight: np.ndarray) -> None:
+    """The block's input no longer added on the centre tap."""
+    weight[:, 1] -= 1
+
+
 # Each is one change to the exported graph, and the operator that the refusal has to name.
 CHANGES: dict[str, tuple[Callable[[Draft], None], str]] = {
-    "a weight, by one ulp": (lambda d: d.data("stem.conv/weight", one_ulp), "CONV_2D 'stem.conv'"),
+    "a weight, by one ulp": (lambda d: d.data("stem.conv", 1, one_ulp), "CONV_2D 'stem.conv'"),
     "a bias, by one ulp": (
-        lambda d: d.data("stage1.block2.temporal_conv/bias", one_ulp),
+        lambda d: d.data("stage1.block2.temporal_conv", 2, one_ulp),
         "DEPTHWISE_CONV_2D 'stage1.block2.temporal_conv'",
     ),
-    "a factor, by one ulp": (
-        lambda d: d.data("stage2.block1.ssn_scale/weight", one_ulp),
-        "MUL 'stage2.block1.ssn_scale'",
-    ),
-    "a summand, by one ulp": (
-        lambda d: d.data("stage1.block1.sub_spectral_norm/bias", one_ulp),
-        "ADD 'stage1.block1.sub_spectral_norm'",
-    ),
     "lambda, by one ulp": (
-        lambda d: d.data("res_norm.lambda", one_ulp),
+        lambda d: d.data("stem.res_norm.gain", 1, one_ulp),
         "ADD 'stem.res_norm.gain'",
     ),
+    "a weight of a mean, by one ulp": (
+        lambda d: d.data("stage1.res_norm.power", 1, one_ulp),
+        "CONV_2D 'stage1.res_norm.power'",
+    ),
+    "the bias of a mean, by the least": (
+        lambda d: d.data("stage2.res_norm.mean_over_channels", 2, one_ulp),
+        "CONV_2D 'stage2.res_norm.mean_over_channels'",
+    ),
     "a kernel upside down": (
-        lambda d: d.data("stage1.block1.frequency_conv/weight", lambda w: w[:, ::-1]),
-        "DEPTHWISE_CONV_2D 'stage1.block1.frequency_conv'",
+        lambda d: d.data("stage1.block1.frequency_conv.band1", 1, lambda w: w[:, ::-1]),
+        "DEPTHWISE_CONV_2D 'stage1.block1.frequency_conv.band1'",
+    ),
+    "an identity left out": (
+        lambda d: d.data("stage1.block2.frequency_conv.band4", 1, without_identity),
+        "DEPTHWISE_CONV_2D 'stage1.block2.frequency_conv.band4'",
+    ),
+    "the weights of two sub-bands exchanged": (
+        lambda d: d.change(
+            "stage1.block1.frequency_conv.band1",
+            inputs=(
+                d.tensor("stage1.block1.frequency_conv.rows1"),
+                *d.operators[d.operator("stage1.block1.frequency_conv.band2")].inputs[1:],
+            ),
+        ),
+        "DEPTHWISE_CONV_2D 'stage1.block1.frequency_conv.band1'",
     ),
     "the weights of two layers exchanged": (
         lambda d: d.change(
@@ -70,13 +97,21 @@ CHANGES: dict[str, tuple[Callable[[Draft], None], str]] = {
     "a stride": (lambda d: d.option("stem.conv", stride_w=1), "CONV_2D 'stem.conv'"),
     "a pool's stride": (lambda d: d.option("stage1.pool", stride_h=1), "MAX_POOL_2D 'stage1.pool'"),
     "a padding": (lambda d: d.option("stem.conv", padding="VALID"), "CONV_2D 'stem.conv'"),
+    "the padding of a mean": (
+        lambda d: d.option("stem.res_norm.mean", padding="SAME"),
+        "CONV_2D 'stem.res_norm.mean'",
+    ),
+    "a sub-band's padding": (
+        lambda d: d.option("stage2.block1.frequency_conv.band1", padding="SAME"),
+        "DEPTHWISE_CONV_2D 'stage2.block1.frequency_conv.band1'",
+    ),
     "a dilation": (
-        lambda d: d.option("stage1.block2.frequency_conv", dilation_h_factor=2),
-        "DEPTHWISE_CONV_2D 'stage1.block2.frequency_conv'",
+        lambda d: d.option("stage1.block2.frequency_conv.band2", dilation_h_factor=2),
+        "DEPTHWISE_CONV_2D 'stage1.block2.frequency_conv.band2'",
     ),
     "an activation added": (
-        lambda d: d.option("stage1.block2.broadcast_sum", fused_activation="RELU"),
-        "ADD 'stage1.block2.broadcast_sum'",
+        lambda d: d.option("stage1.block2.mean", fused_activation="RELU"),
+        "SUB 'stage1.block2.mean'",
     ),
     "an activation dropped": (
         lambda d: d.option("stage1.block2.sum", fused_activation="NONE"),
@@ -86,35 +121,41 @@ CHANGES: dict[str, tuple[Callable[[Draft], None], str]] = {
         lambda d: d.option("stage1.block1.expand", fused_activation="RELU6"),
         "CONV_2D 'stage1.block1.expand'",
     ),
-    "the operands of SUB exchanged": (
-        lambda d: d.change(
-            "stem.res_norm.centered",
-            inputs=d.operators[d.operator("stem.res_norm.centered")].inputs[::-1],
-        ),
-        "SUB 'stem.res_norm.centered'",
+    "the operands of SUB exchanged": (exchanged("stem.res_norm"), "SUB 'stem.res_norm'"),
+    "the operands of a variance exchanged": (
+        exchanged("stage2.res_norm.variance"),
+        "SUB 'stage2.res_norm.variance'",
     ),
     "an operand of another layer": (
         lambda d: d.change(
             "stage1.block2.sum",
-            inputs=(d.tensor("stage1.block2.broadcast_sum"), d.tensor("stem.conv")),
+            inputs=(d.tensor("stage1.block2.frequency_conv"), d.tensor("stage1.block1.project")),
         ),
         "ADD 'stage1.block2.sum'",
+    ),
+    "a factor for a square": (
+        lambda d: d.change(
+            "stage1.res_norm.square", inputs=(d.tensor("stage1.pool"), d.tensor("stem.conv"))
+        ),
+        "MUL 'stage1.res_norm.square'",
     ),
     "another kind": (
         lambda d: d.change("stage2.block1.sigmoid", kind="TANH"),
         "TANH 'stage2.block1.sigmoid'",
     ),
-    "an axis": (
-        lambda d: d.data("stage1.res_norm.variance/axes", lambda a: np.array([1, 3], np.int32)),
-        "MEAN 'stage1.res_norm.variance'",
+    "a pool of the other kind": (
+        lambda d: d.change("head.pool", kind="MAX_POOL_2D"),
+        "MAX_POOL_2D 'head.pool'",
     ),
-    "an axis less": (
-        lambda d: d.data("stage1.block1.mean/axes", lambda a: np.array([], np.int32)),
-        "MEAN 'stage1.block1.mean'",
+    "a pool's window": (
+        lambda d: d.option("stage1.block1.mean", filter_height=63),
+        "AVERAGE_POOL_2D 'stage1.block1.mean'",
     ),
-    "dimensions dropped by a mean": (
-        lambda d: d.option("head.pool", keep_dims=False),
-        "MEAN 'head.pool'",
+    "a result of another rank": (
+        lambda d: d.tensors.__setitem__(
+            d.tensor("logits"), replace(d.tensors[d.tensor("logits")], shape=(1, 1, 1, 4))
+        ),
+        "RESHAPE 'logits' has shape (1, 1, 1, 4)",
     ),
     "another shape than the operator's": (
         lambda d: d.tensors.__setitem__(
@@ -123,7 +164,7 @@ CHANGES: dict[str, tuple[Callable[[Draft], None], str]] = {
         ),
         "CONV_2D 'stage2.block1.project' has shape (1, 1, 10, 11)",
     ),
-    "an operator left out": (left_out, "MEAN 'stage1.res_norm.variance'"),
+    "an operator left out": (left_out, "CONV_2D 'stage1.res_norm.power_over_channels'"),
     "the last operator left out": (cut_short, "lacks 'logits'"),
     "an operator twice": (twice, "'copy'"),
     "another output": (

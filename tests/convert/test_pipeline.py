@@ -12,20 +12,27 @@ import pytest
 
 from convert import pipeline
 from convert.flatbuffer import write
-from convert.quantize import quantize_graph
 from firmware_ref.arch import Network, layers
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, parse
-from tests.convert.deployed import Deployed, Stored, wrong_activations, wrong_constants
+from firmware_ref.quantize import quantize_graph
+from tests.convert.deployed import (
+    INDICES,
+    Deployed,
+    Stored,
+    wrong_activations,
+    wrong_constants,
+)
 from tests.convert.drafts import one_ulp
 from tests.convert.members import REPORT, SMALL, Converted
 from train import qat_checkpoint
 
 # All with int8 kernels in TFLM; it has none for SQRT, SQUARE, LOG or POW.
 OPERATORS = {
-    *("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "RESHAPE"),
-    *("RSQRT", "SUB"),
+    *("ADD", "AVERAGE_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "LOGISTIC", "MAX_POOL_2D", "MUL"),
+    *("RESHAPE", "RSQRT", "SUB"),
 }
+OF_SUB_BANDS = {"CONCATENATION", "PAD", "SLICE"}
 
 
 def network_of(converted: Converted) -> Network:
@@ -63,9 +70,9 @@ def test_every_constant_is_computed_from_the_checkpoint(converted: Converted) ->
     "name",
     [
         "stem.conv/weight",
-        "stage2.block1.frequency_conv/weight",
-        "stage1.block1.ssn_scale/weight",
-        "classifier/bias",
+        "stage2.block1.frequency_conv.band1/weight",
+        "stage1.block2.frequency_conv.band4/weight",
+        "stage1.block1.temporal_conv/weight",
     ],
 )
 def test_one_nudged_constant_is_found(small: Converted, name: str) -> None:
@@ -83,8 +90,18 @@ def test_one_nudged_constant_is_found(small: Converted, name: str) -> None:
     assert wrong_constants(deployed, manifest, tensors) == ["more"]
 
 
+def test_one_nudged_bias_is_found(small: Converted) -> None:
+    """A bias has no scale in the file: its step is the input's times the weight's."""
+    deployed, manifest, tensors = Deployed.read(small.model), small.manifest(), small.tensors()
+    step = manifest["activations"]["stage2.res_norm"]["scale"]
+    step *= deployed.tensors["classifier/weight"].scales[2]
+    tensors["classifier/bias"] = tensors["classifier/bias"].copy()
+    tensors["classifier/bias"][2] += np.float32(1.01 * step)
+    assert wrong_constants(deployed, manifest, tensors) == ["classifier/bias"]
+
+
 def test_one_nudged_value_of_the_model_is_found(small: Converted) -> None:
-    """The scale of one channel by one ulp, an integer by one, an axis by one."""
+    """The scale of one channel by one ulp, an integer by one, an axis, a scale of a bias."""
     manifest, tensors = small.manifest(), small.tensors()
     name = "stage1.block2.project/weight"
 
@@ -103,15 +120,43 @@ def test_one_nudged_value_of_the_model_is_found(small: Converted) -> None:
     model, stored = deployed()
     stored.axis = 3
     assert wrong_constants(model, manifest, tensors) == [name]
+    model, _ = deployed()
+    model.tensors["classifier/bias"].scales = [1.0]
+    assert wrong_constants(model, manifest, tensors) == ["classifier/bias"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stem.res_norm.mean_over_channels/weight",
+        "stage1.res_norm.power/weight",
+        "stage2.res_norm.mean/bias",
+        "stage2.res_norm.gain/res_norm.lambda",
+    ],
+)
+def test_one_nudged_given_value_of_the_model_is_found(small: Converted, name: str) -> None:
+    deployed, manifest, tensors = Deployed.read(small.model), small.manifest(), small.tensors()
+    stored = deployed.tensors[name]
+    assert stored.data is not None
+    stored.data = stored.data.copy()
+    stored.data.flat[-1] -= 1
+    assert wrong_constants(deployed, manifest, tensors) == [name]
+    del deployed.tensors[name]
+    assert wrong_constants(deployed, manifest, tensors) == [name]
 
 
 def test_nothing_but_integers_and_known_operators(converted: Converted) -> None:
     deployed = Deployed.read(converted.model)
-    assert {kind for kind, _, _ in deployed.operators} == OPERATORS
-    assert {operator.kind for operator in parse(converted.model).operators} == OPERATORS
+    with_sub_bands = network_of(converted).ssn_bands > 1
+    kinds = OPERATORS | (OF_SUB_BANDS if with_sub_bands else set())
+    assert {kind for kind, _, _ in deployed.operators} == kinds
+    assert {operator.kind for operator in parse(converted.model).operators} == kinds
     assert {tensor.dtype for tensor in deployed.tensors.values()} == {np.int8, np.int32}
     wide = {name for name, tensor in deployed.tensors.items() if tensor.dtype == np.int32}
-    assert {name.rsplit("/")[-1] for name in wide} == {"bias", "axes", "shape"}
+    assert {name.rpartition("/")[2] for name in wide} == (
+        {"bias", "shape"} | ({"paddings", "begin", "size"} if with_sub_bands else set())
+    )
+    assert {name for name, tensor in deployed.tensors.items() if not tensor.scales} == wide
     assert (deployed.inputs, deployed.outputs) == (["input"], ["logits"])
     assert deployed.tensors["input"].dtype is deployed.tensors["logits"].dtype is np.int8
 
@@ -121,7 +166,7 @@ def test_names_are_those_of_the_layers(converted: Converted) -> None:
     network = network_of(converted)
     deployed = Deployed.read(converted.model)
     outputs = {name for _, _, (name,) in deployed.operators}
-    folded = {"batch_norm"} | ({"sub_spectral_norm"} if network.ssn_bands == 1 else set())
+    folded = {"batch_norm", "sub_spectral_norm"}
     wanted = {layer.name for layer in layers(network) if layer.kind not in folded}
     assert wanted <= outputs
     shapes = {layer.name: layer.output_shape for layer in layers(network)}
@@ -130,17 +175,33 @@ def test_names_are_those_of_the_layers(converted: Converted) -> None:
         if tensor.name in wanted:
             _, bands, frames, channels = tensor.shape
             assert shapes[tensor.name] == (channels, bands, frames)
-    constants = {name for name, tensor in deployed.tensors.items() if tensor.data is not None}
-    given = {name for name in constants if name.endswith(("/axes", "/shape"))} | {"res_norm.lambda"}
-    assert constants - given == set(converted.tensors())
-    assert {name.rpartition("/")[0] for name in constants - {"res_norm.lambda"}} <= outputs
+    norms = tuple(f"{layer.name}." for layer in layers(network) if layer.kind == "res_norm")
+    trained = {name for name in deployed.constants() if not name.startswith(norms)}
+    assert trained == set(converted.tensors())
+    short = {tensor.name for tensor in graph.tensors if tensor.data is not None}
+    assert short <= {"weight", "bias", "res_norm.lambda", *INDICES}
 
 
-def test_lambda_is_the_networks(converted: Converted) -> None:
-    stored = Deployed.read(converted.model).tensors["res_norm.lambda"]
-    wanted = network_of(converted).res_norm_lambda
-    assert stored.data is not None and stored.data.tolist() == [[[[127]]]]
-    assert stored.scales == [float(np.float32(wanted / 127))]
+def test_lambda_and_means_are_the_networks(converted: Converted) -> None:
+    """As many as the network has ResNorms, by value: lambda, and means over channels and time."""
+    network, deployed = network_of(converted), Deployed.read(converted.model)
+    shapes = {layer.name: layer.output_shape for layer in layers(network)}
+    norms = [layer.name for layer in layers(network) if layer.kind == "res_norm"]
+    assert len(norms) == 1 + len(network.widths)
+
+    def value(name: str) -> np.ndarray:
+        stored = deployed.tensors[name]
+        assert stored.data is not None and stored.zero_points == [0]
+        return stored.data.reshape(-1) * np.float64(stored.scales[0])
+
+    for norm in norms:
+        channels, _, frames = shapes[norm]
+        wanted = {"gain/res_norm.lambda": np.array([network.res_norm_lambda])}
+        for mean in ("mean", "power"):
+            wanted[f"{mean}_over_channels/weight"] = np.full(channels, 1 / channels)
+            wanted[f"{mean}/weight"] = np.full(frames, 1 / frames)
+        for name, expected in wanted.items():
+            np.testing.assert_allclose(value(f"{norm}.{name}"), expected, rtol=1e-7)
 
 
 def test_metadata_are_those_of_the_checkpoint(converted: Converted) -> None:
@@ -203,11 +264,11 @@ def test_a_graph_that_is_not_the_networks_is_refused(small: Converted, stand_in:
 def test_a_model_over_a_limit_is_refused_though_its_network_is_not(
     small: Converted, stand_in: Any, tmp_path: Path
 ) -> None:
-    """A flatbuffer repeats the factors of a sub-band for each of its bands, and they count."""
+    """A flatbuffer repeats the kernel of a convolution for each sub-band, and they count."""
     limits = tmp_path / "limits.toml"
-    limits.write_text("[model]\nparameters = 1400\nmultiply_accumulates = 30_000_000\n")
+    limits.write_text("[model]\nparameters = 1000\nmultiply_accumulates = 30_000_000\n")
     stand_in(small.exported)
-    with pytest.raises(InputError, match=r"model\.tflite: parameters=[\d,]+; allowed are 1,400; "):
+    with pytest.raises(InputError, match=r"model\.tflite: parameters=[\d,]+; allowed are 1,000; "):
         pipeline.convert(small.checkpoint, lambda _: None, str(limits))
 
 
@@ -215,6 +276,6 @@ def test_the_networks_are_the_ones_meant(report: Converted, small: Converted) ->
     assert network_of(report) == REPORT
     assert network_of(small) == SMALL
     assert set(small.tensors()) - set(report.tensors()) >= {
-        "stage2.block1.ssn_scale/weight",
+        "stage2.block1.frequency_conv.band4/weight",
         "stage1.block1.expand/weight",
     }

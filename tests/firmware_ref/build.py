@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Quantization, Tensor
 from firmware_ref.lowering import lower
 from firmware_ref.ops import prepare
+from firmware_ref.scheme import SAME_SCALE
 
 TYPES = {"int8": fb.TensorType.INT8, "int32": fb.TensorType.INT32, "float32": fb.TensorType.FLOAT32}
 OPTIONS = {
@@ -30,6 +32,9 @@ OPTIONS = {
     "MEAN": fb.ReducerOptionsT,
     "RESHAPE": fb.ReshapeOptionsT,
     "PAD": fb.PadOptionsT,
+    "SLICE": fb.SliceOptionsT,
+    "STRIDED_SLICE": fb.StridedSliceOptionsT,
+    "CONCATENATION": fb.ConcatenationOptionsT,
     "TRANSPOSE": fb.TransposeOptionsT,
     "QUANTIZE": fb.QuantizeOptionsT,
     "SQUARED_DIFFERENCE": fb.SquaredDifferenceOptionsT,
@@ -146,7 +151,14 @@ FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "filter_height": ("filterHeight", int),
     "filter_width": ("filterWidth", int),
     "depth_multiplier": ("depthMultiplier", int),
+    "dilation_h_factor": ("dilationHFactor", int),
+    "dilation_w_factor": ("dilationWFactor", int),
     "keep_dims": ("keepDims", bool),
+    "keep_num_dims": ("keepNumDims", bool),
+    "weights_format": ("weightsFormat", int),
+    "axis": ("axis", int),
+    "beta": ("beta", float),
+    "new_shape": ("newShape", list),
 }
 
 
@@ -166,9 +178,7 @@ def write(graph: Graph) -> bytes:
         )
     for operator in graph.operators:
         options = {
-            FIELDS[name][0]: FIELDS[name][1](value)
-            for name, value in operator.options.items()
-            if name in FIELDS
+            FIELDS[name][0]: FIELDS[name][1](value) for name, value in operator.options.items()
         }
         model.add(operator.kind, operator.inputs, operator.outputs, **options)
     for name, data in graph.metadata.items():
@@ -181,23 +191,26 @@ def network_graph(network: Network, rng: np.random.Generator) -> Graph:
     plan = lower(network)
     tensors = [_filled(tensor, rng) for tensor in plan.tensors]
     tensors[0] = replace(tensors[0], quantization=Quantization((0.03,), (3,)))
+    return calibrated(replace(plan, tensors=tuple(tensors)), rng)
+
+
+def calibrated(plan: Graph, rng: np.random.Generator) -> Graph:
+    """The graph with a scale for every activation, found by running it on a few random inputs."""
+    tensors = list(plan.tensors)
     values = {0: rng.integers(-128, 128, (4, *tensors[0].shape[1:]), dtype=np.int8)}
     for operator in plan.operators:
-        _set_bias_scale(operator, tensors)
         index = operator.outputs[0]
         tensors[index], values[index] = _calibrated(operator, tensors, values)
     return replace(plan, tensors=tuple(tensors))
 
 
 def _filled(tensor: Tensor, rng: np.random.Generator) -> Tensor:
-    """A constant of the plan with data; activations stay as they are."""
+    """A constant of the plan with data; activations stay as they are. Biases need no scale."""
     if tensor.data is not None or not tensor.name.endswith(("/weight", "/bias")):
         return tensor
     if tensor.dtype == "int32":
         return replace(tensor, data=rng.integers(-2000, 2000, tensor.shape, dtype=np.int32))
     data = rng.integers(-127, 128, tensor.shape, dtype=np.int8)
-    if "ssn_scale" in tensor.name or "sub_spectral_norm" in tensor.name:
-        return replace(tensor, data=data, quantization=Quantization((0.01,), (0,)))
     axis = 3 if "frequency_conv" in tensor.name or "temporal_conv" in tensor.name else 0
     scales = tuple(
         float(s) for s in rng.uniform(0.002, 0.006, tensor.shape[axis]).astype(np.float32)
@@ -205,15 +218,9 @@ def _filled(tensor: Tensor, rng: np.random.Generator) -> Tensor:
     return replace(tensor, data=data, quantization=Quantization(scales, (0,) * len(scales), axis))
 
 
-def _set_bias_scale(operator: Operator, tensors: list[Tensor]) -> None:
-    if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        source, weights, bias = (tensors[index] for index in operator.inputs)
-        assert source.quantization and weights.quantization
-        scale = tuple(
-            float(np.float32(source.quantization.scale[0] * s)) for s in weights.quantization.scale
-        )
-        found = Quantization(scale, (0,) * len(scale))
-        tensors[operator.inputs[2]] = replace(bias, quantization=found)
+# Squares, their means, and what becomes of them: never below zero.
+POSITIVE = (".square", ".power_over_channels", ".power", ".squared_mean", ".variance", ".rsqrt")
+BAND = re.compile(r"\.band\d+$")
 
 
 def _calibrated(
@@ -221,34 +228,57 @@ def _calibrated(
 ) -> tuple[Tensor, np.ndarray]:
     """The operator's output with the smallest scale that saturates few of its values."""
     output = tensors[operator.outputs[0]]
+    if fixed := _fixed_quantization(operator, tensors):
+        return _computed(operator, tensors, values, fixed)
+    relu = operator.options.get("fused_activation") == "RELU"
+    positive = relu or output.name.endswith(POSITIVE)
     source = tensors[operator.inputs[0]].quantization
     assert source
-    positive = operator.kind == "RSQRT" or output.name.endswith((".square", ".variance"))
-    positive |= operator.options.get("fused_activation") == "RELU"
-    inputs = [values[i] for i in operator.inputs if tensors[i].data is None]
-    for scale in 1.19 ** np.arange(-60, 40):
-        if operator.kind == "LOGISTIC":
-            found = Quantization((1 / 256,), (-128,))
-        elif operator.kind in ("MAX_POOL_2D", "RESHAPE"):
-            found = source
-        else:
-            found = Quantization((float(np.float32(scale)),), (-128 if positive else -5,))
-        quantised = replace(output, quantization=found)
-        trial = Graph(
-            (*tensors[: operator.outputs[0]], quantised, *tensors[operator.outputs[0] + 1 :]),
-            (operator,),
-            (),
-            (),
-        )
+    best = None
+    # What saturates, and what is refused as too small, ends as the scale grows.
+    low, high = -60, 40
+    while low < high:
+        exponent = (low + high) // 2
+        found = Quantization((float(np.float32(1.19**exponent)),), (-128 if positive else -5,))
         try:
-            result = prepare(operator, trial)(*inputs)
+            tensor, result = _computed(operator, tensors, values, found)
         except InputError:
+            low = exponent + 1
             continue
-        if (
-            np.isin(result, (-128, 127) if not positive else (127,)).mean() < 0.01
-            or found is source
-        ):
-            break
-        if operator.kind == "LOGISTIC":
-            break
-    return quantised, result
+        if operator.kind == "RSQRT":  # one over zero saturates on every scale
+            kept = result[values[operator.inputs[0]] > source.zero_point[0]]
+        else:
+            kept = result
+        if np.isin(kept, (127,) if positive else (-128, 127)).mean() < 0.01:
+            best, high = (tensor, result), exponent
+        else:
+            low = exponent + 1
+    assert best, f"no scale for {output.name}"
+    return best
+
+
+def _fixed_quantization(operator: Operator, tensors: list[Tensor]) -> Quantization | None:
+    """The quantisation that the kind or the sub-bands before it leave no choice of."""
+    name = tensors[operator.outputs[0]].name
+    if operator.kind in ("LOGISTIC", "SOFTMAX"):
+        return Quantization((1 / 256,), (-128,))
+    if operator.kind in SAME_SCALE:
+        return tensors[operator.inputs[0]].quantization
+    # The bands of one map are joined, so they share a scale: the first one's.
+    first = BAND.sub(".band1", name)
+    alike = (t.quantization for t in tensors if t.name == first != name)
+    return next(alike, None)
+
+
+def _computed(
+    operator: Operator,
+    tensors: list[Tensor],
+    values: dict[int, np.ndarray],
+    quantization: Quantization,
+) -> tuple[Tensor, np.ndarray]:
+    """The output on that quantisation, and its values."""
+    index = operator.outputs[0]
+    tensor = replace(tensors[index], quantization=quantization)
+    trial = Graph((*tensors[:index], tensor, *tensors[index + 1 :]), (operator,), (), ())
+    inputs = [values[i] for i in operator.inputs if tensors[i].data is None]
+    return tensor, prepare(operator, trial)(*inputs)

@@ -42,6 +42,25 @@ def packed() -> bytes:
 
 VALID = packed()
 
+# The generated name of each kind's options, without "Options".
+UNIONS = {
+    "ADD": "Add",
+    "AVERAGE_POOL_2D": "Pool2D",
+    "CONCATENATION": "Concatenation",
+    "CONV_2D": "Conv2D",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
+    "DIV": "Div",
+    "FULLY_CONNECTED": "FullyConnected",
+    "MAX_POOL_2D": "Pool2D",
+    "MEAN": "Reducer",
+    "MUL": "Mul",
+    "RESHAPE": "Reshape",
+    "SOFTMAX": "Softmax",
+    "STRIDED_SLICE": "StridedSlice",
+    "SUB": "Sub",
+    "SUM": "Reducer",
+}
+
 
 def test_reads_what_was_written() -> None:
     graph = parse(VALID)
@@ -82,11 +101,46 @@ def test_schema_tables_are_the_generated_ones() -> None:
     types = {v: k.lower() for k, v in vars(fb.TensorType).items() if not k.startswith("_")}
     assert all(types[code] == name for code, name in schema.TENSOR_TYPES.items())
     for kind, options in schema.OPTIONS.items():
-        union = {"MEAN": "Reducer", "SUM": "Reducer", "ADD": "Add", "SUB": "Sub", "MUL": "Mul"}
-        union |= {"DIV": "Div", "FULLY_CONNECTED": "FullyConnected", "CONV_2D": "Conv2D"}
-        union |= {"DEPTHWISE_CONV_2D": "DepthwiseConv2D", "SOFTMAX": "Softmax"}
-        union |= {"AVERAGE_POOL_2D": "Pool2D", "MAX_POOL_2D": "Pool2D", "RESHAPE": "Reshape"}
-        assert getattr(fb.BuiltinOptions, f"{union[kind]}Options") == options.union
+        assert getattr(fb.BuiltinOptions, f"{UNIONS[kind]}Options") == options.union
+
+
+OPTION_VALUES = {
+    "int": (3, 3),
+    "byte": (1, 1),
+    "bool": (True, True),
+    "float": (0.5, 0.5),
+    "ints": ([2, 5], (2, 5)),
+    "padding": (fb.Padding.VALID, "VALID"),
+    "activation": (fb.ActivationFunctionType.RELU6, "RELU6"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, options in schema.OPTIONS.items() for name in options.fields],
+)
+def test_every_option_is_read_from_its_slot(kind: str, name: str) -> None:
+    """Written by the schema's own code; every other option keeps its default."""
+    first, *rest = {"fused_activation": "fused_activation_function"}.get(name, name).split("_")
+    generated = first + "".join(word.capitalize() for word in rest)
+    model = Model()
+    x, y = (model.tensor(tensor, (1, 4), 0.5, 0) for tensor in "xy")
+    stored = getattr(fb, f"{UNIONS[kind]}OptionsT")()
+    assert hasattr(stored, generated)
+    field = schema.OPTIONS[kind].fields[name]
+    written, expected = OPTION_VALUES[field.type]
+    plain = parse_options(model, kind, stored, x, y)
+    setattr(stored, generated, written)
+    assert parse_options(model, kind, stored, x, y) == {**plain, name: expected}
+
+
+def parse_options(model: Model, kind: str, stored: object, x: int, y: int) -> dict[str, object]:
+    """What the reader finds of the options of one operator."""
+    model.operators.clear()
+    model.add(kind, [x], [y])
+    model.operators[0].builtinOptions = stored
+    model.operators[0].builtinOptionsType = schema.OPTIONS[kind].union
+    return dict(parse(model.pack([x], [y])).operators[0].options)
 
 
 def test_float_custom_and_unknown_operators_are_read() -> None:

@@ -17,6 +17,7 @@ import soundfile
 from firmware_ref import __main__ as command
 from firmware_ref.graph import Graph, parse
 from firmware_ref.oracle import ORACLES
+from tests.firmware_ref.build import Model
 
 
 def run(arguments: Sequence[object]) -> int:
@@ -204,6 +205,28 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert run(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize("kind", ["TANH", "CUSTOM:Mystery", "STABLEHLO_CASE"])
+def test_an_unknown_operator_is_named_before_anything_runs(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("something ran")
+
+    for name in ("verify.session", "run.Interpreter.run", "run.Interpreter.run_all"):
+        monkeypatch.setattr(f"firmware_ref.{name}", never)
+    model = Model()
+    x, y, z = (model.tensor(name, (1, 4), 0.5, 0) for name in ("x", "first", "layer"))
+    model.add("QUANTIZE", [x], [y])
+    model.add(kind, [y], [z])
+    path = tmp_path / "model.tflite"
+    path.write_bytes(model.pack([x], [z]))
+    assert run(["verify", path]) == 2
+    printed = capsys.readouterr()
+    known = "BUILTIN_209" if kind == "STABLEHLO_CASE" else kind
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"error: operator {known} of 'layer' cannot be run; allowed: ADD")
 
 
 def test_the_exit_code_leaves_the_process(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from firmware_ref import run
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Operator, parse
+from firmware_ref.graph import Operator, Tensor, parse
 from firmware_ref.run import BATCH, Interpreter
 from firmware_ref.verify import random_inputs
 from tests.firmware_ref.build import Model
@@ -25,6 +26,42 @@ def test_a_batch_is_its_examples(model_bytes: bytes) -> None:
     each = np.concatenate([interpreter.run(one[None]) for one in inputs])
     assert np.array_equal(outputs, each)
     assert len(np.unique(outputs, axis=0)) > 1
+
+
+@pytest.mark.parametrize("elements", [1, 5000, 1 << 30])
+def test_chunks_do_not_show(
+    model_bytes: bytes, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor of a batch of any size, in chunks of one, of a few, and all together."""
+    graph = parse(model_bytes)
+    inputs = random_inputs(graph, 7, 1)
+    interpreter = Interpreter(graph)
+    each = [interpreter.run_all(example[None]) for example in inputs]
+    monkeypatch.setattr(run, "CHUNK_ELEMENTS", elements)
+    chunked = Interpreter(graph)
+    for count in (1, 2, 7):
+        for index, values in chunked.run_all(inputs[:count]).items():
+            alone = np.concatenate([example[index] for example in each[:count]])
+            assert np.array_equal(values, alone), graph.tensors[index].name
+        outputs = np.concatenate([example[graph.outputs[0]] for example in each[:count]])
+        assert np.array_equal(chunked.run(inputs[:count]), outputs)
+
+
+def test_a_kernel_sees_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CHUNK_ELEMENTS", 100)
+    seen: list[tuple[int, int]] = []
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        seen.append((len(a), len(b)))
+        return a - b
+
+    step = run._in_chunks(kernel, Tensor("y", (1, 5, 6), "int8"))
+    a = np.arange(8 * 30, dtype=np.int8).reshape(8, 5, 6)
+    assert np.array_equal(step(a, a[::-1]), a - a[::-1])
+    assert seen == [(3, 3), (3, 3), (2, 2)]
+    wide = run._in_chunks(kernel, Tensor("y", (1, 500), "int8"))
+    seen.clear()
+    assert wide(a, a).shape == a.shape and seen == [(1, 1)] * 8
 
 
 def test_run_all_ends_in_what_run_gives(model_bytes: bytes) -> None:

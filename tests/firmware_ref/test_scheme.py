@@ -145,12 +145,6 @@ def test_a_bias_saturates() -> None:
     assert found.tolist() == [2**31 - 1, -(2**31)]
 
 
-def test_the_scale_of_a_constant_operand() -> None:
-    scale = scheme.constant_scale(np.array([[0.5, -2.54]], np.float32))
-    np.testing.assert_array_equal(scale, [np.float32(2.54) / np.float32(127)])
-    assert scheme.constant_scale(np.zeros((1, 4, 1, 2))).tolist() == [1]
-
-
 def test_the_fixed_output_of_logistic_spans_zero_to_one() -> None:
     ends = scheme.dequantize(np.array([-128, 127], np.int8), scheme.LOGISTIC_OUTPUT)
     assert ends.tolist() == [0, 255 / 256]

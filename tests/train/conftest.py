@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,19 @@ import torch
 
 import train.run
 from firmware_ref.arch import Network
+from firmware_ref.errors import HOLDS, INTERRUPTED
 from firmware_ref.lowering import lower
+from tests.train.devices import inputs
+from tests.train.runs import arguments
+from train import loop
+from train.__main__ import main
 from train.config import Config, parse_config
 from train.data import Windows
 from train.fold import fold
 from train.loop import module_tensors
 from train.model import BCResNetMod, build_model
 from train.qat import DeviceNetwork
+from train.ranges import calibrate
 
 RATE_HZ = 44_100
 LABELS = ("Dog bark", "Rain", "Sea waves", "Crying baby", "Clock tick")
@@ -104,7 +113,7 @@ def tiny_config(tiny_network: Network) -> TinyConfig:
         stage = {"epochs": 2, "learning_rate": 0.05, "batch_size": 8}
         values = {
             "model": tiny_network.to_dict(),
-            "data": {"windows_per_clip": 2},
+            "data": {"windows_per_clip": 2, "validation_fraction": 0},
             "float": {**stage, "restart_epochs": [1], "weight_decay": 1e-3},
             "qat": {**stage, "learning_rate": 1e-3, "calibration_batches": 2},
             **sections,
@@ -195,3 +204,60 @@ def folded() -> BuildDevice:
         return DeviceNetwork(graph, fold(model.network, module_tensors(model), graph)).eval()
 
     return build
+
+
+@pytest.fixture(scope="session", params=[1, 2], ids=["S=1", "S=2"])
+def calibrated(
+    request: pytest.FixtureRequest,
+    tiny_network: Network,
+    trained: BuildTrained,
+    folded: BuildDevice,
+) -> DeviceNetwork:
+    """The tiny network on its INT8 grids, with and without sub-bands; not to be changed."""
+    device = folded(trained(dataclasses.replace(tiny_network, ssn_bands=request.param)))
+    calibrate(device, [inputs(16, 1), inputs(16, 2)], seed=0)
+    return device
+
+
+@pytest.fixture
+def quantized(calibrated: DeviceNetwork) -> DeviceNetwork:
+    """A copy for each test to change."""
+    return copy.deepcopy(calibrated)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "a"
+    assert main(arguments(tiny_esc10, out, "--quiet")) == HOLDS
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+@pytest.fixture
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Sequence[str], int], None]:
+    """Stop a run of these arguments after so many epochs of both stages together."""
+
+    def run(command: Sequence[str], after: int) -> None:
+        keep, count = loop._keep, 0
+
+        def stop(*parts: Any) -> None:
+            nonlocal count
+            keep(*parts)
+            count += 1
+            if count == after:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_keep", stop)
+            assert main(command) == INTERRUPTED
+        capsys.readouterr()
+
+    return run

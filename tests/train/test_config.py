@@ -38,8 +38,13 @@ def test_esc10_is_the_preset_and_the_recipe() -> None:
     assert config.float_stage.final_learning_rate == 1e-5
     assert config.float_stage.momentum == 0.9
     assert config.float_stage.restart_epochs == (4, 8, 16, 32, 64)
+    assert config.float_stage.algorithm == "sgd"
     assert config.augment.mixup_alpha == 0.4
     assert config.augment.frequency_mask_bands == 13
+    assert config.qat_stage.optimizer.algorithm == "adam"
+    assert config.qat_stage.range_learning_rate == 1e-2
+    assert config.qat_stage.float_teacher_weight == 1.0
+    assert config.data.validation_fraction == 0.1
 
 
 def test_defaults_and_given_values() -> None:
@@ -49,8 +54,26 @@ def test_defaults_and_given_values() -> None:
     assert config.augment.frequency_mask_bands == 13
     assert config.float_stage.epochs == 3 and config.float_stage.batch_size == 64
     assert config.qat_stage.optimizer == config.float_stage
+    assert config.float_stage.algorithm == "sgd"
     assert config.qat_stage.calibration_batches == 16
+    assert config.qat_stage.range_learning_rate == 1e-2
+    assert config.qat_stage.float_teacher_weight == 1.0
+    assert config.data.validation_fraction == 0.1
     assert config.network == preset("qti-c40")
+
+
+def test_both_sections_choose_their_optimiser() -> None:
+    config = parse_config(
+        values(
+            float={**STAGE, "algorithm": "adam"},
+            qat={**STAGE, "range_learning_rate": 0, "float_teacher_weight": 0.5},
+        ),
+        "mine",
+    )
+    assert config.float_stage.algorithm == "adam"
+    assert config.qat_stage.optimizer.algorithm == "sgd"
+    assert config.qat_stage.range_learning_rate == 0.0
+    assert config.qat_stage.float_teacher_weight == 0.5
 
 
 def test_a_preset_can_be_changed_and_a_network_spelled_out() -> None:
@@ -106,6 +129,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (values(data={"dataset": 1}), "data.dataset=1 must be a string"),
     (values(augment={"time_mask_frames": 45}), "augment.time_mask_frames=45 must be an integer"),
     (values(qat={**STAGE, "calibration_batches": 0}), "qat.calibration_batches=0 must be an int"),
+    (values(float={**STAGE, "algorithm": "adamw"}), "float.algorithm='adamw'; allowed: sgd, adam"),
+    (values(qat={**STAGE, "algorithm": "SGD"}), "qat.algorithm='SGD'; allowed: sgd, adam"),
+    (values(qat={**STAGE, "algorithm": 1}), "qat.algorithm=1 must be a string"),
+    (
+        values(qat={**STAGE, "range_learning_rate": 2}),
+        "qat.range_learning_rate=2 must be a number from 0 to 1",
+    ),
+    (
+        values(qat={**STAGE, "float_teacher_weight": -0.1}),
+        "qat.float_teacher_weight=-0.1 must be a number from 0 to 1",
+    ),
+    (
+        values(float={**STAGE, "range_learning_rate": 0.1}),
+        "unknown config key float.range_learning_rate",
+    ),
+    (
+        values(data={"validation_fraction": 0.6}),
+        "data.validation_fraction=0.6 must be a number from 0 to 0.5",
+    ),
     (values(qat={**STAGE, "optimizer": {}}), "unknown config key qat.optimizer"),
     (values(float={**STAGE, "epochs": {}}), r"float.epochs=\{\} must be an integer"),
 ]

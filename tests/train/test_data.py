@@ -62,7 +62,7 @@ def test_a_fold_that_is_not_there_is_refused(tiny_esc10: Path) -> None:
 
 
 def test_one_fold_alone_leaves_nothing_to_train_on(tmp_path: Path) -> None:
-    dataset = Dataset("ESC-10", ("a",), (Recording(tmp_path / "a.wav", 0, 1),))
+    dataset = Dataset("ESC-10", ("a",), (Recording(tmp_path / "a.wav", 0, 1, "a"),))
     with pytest.raises(InputError, match="has only fold 1; two at least are needed"):
         dataset.split(1)
 
@@ -148,7 +148,7 @@ def test_the_recordings_of_esc10(audio_data: Path) -> None:
 
 def recording(path: Path, samples: np.ndarray) -> Recording:
     soundfile.write(path, samples, DEFINITION.sample_rate_hz, subtype="FLOAT")
-    return Recording(path, 0, 1)
+    return Recording(path, 0, 1, path.name)
 
 
 def test_evaluation_uses_every_window_of_the_deployed_cut(
@@ -157,7 +157,7 @@ def test_evaluation_uses_every_window_of_the_deployed_cut(
     samples = rng.uniform(-0.5, 0.5, round(2.6 * SECOND)).astype(np.float32)
     samples[SECOND : 2 * SECOND] = 0  # silence counts, too
     clip = recording(tmp_path / "a.wav", samples)
-    data = extract([clip, Recording(clip.path, 2, 1)], DEFINITION)
+    data = extract([clip, Recording(clip.path, 2, 1, "b")], DEFINITION)
     assert data.features.shape == (6, 128, 44, 3) and data.features.dtype == np.float32
     assert data.labels.tolist() == [0, 0, 0, 2, 2, 2]
     assert data.clips.tolist() == [0, 0, 0, 1, 1, 1]
@@ -201,7 +201,7 @@ def test_every_recording_is_shown_as_progress(tiny_esc10: Path) -> None:
 
 def test_a_recording_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b.wav' is not a file"):
-        extract([Recording(tmp_path / "b.wav", 0, 1)], DEFINITION)
+        extract([Recording(tmp_path / "b.wav", 0, 1, "b")], DEFINITION)
 
 
 def test_a_real_clip_gives_its_windows(audio_data: Path) -> None:

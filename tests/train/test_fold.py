@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,34 +60,75 @@ def test_the_comparison_sees_one_nudged_statistic(
         assert_equal_in_eval(model, device, 1e-4)
 
 
+def by_hand(tensors: dict[str, np.ndarray], layer: str, norm: str, index: int, channel: int) -> Any:
+    """Weights (I, height, width) and bias of a channel: float64, with the norm's ``index``."""
+    gamma, beta, mean, variance = (
+        float(tensors[f"{norm}.{part}"][index])
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = gamma / (variance + BATCH_NORM_EPSILON) ** 0.5
+    weight = tensors[f"{layer}.weight"][channel].astype(np.float64) * factor
+    return weight, (float(tensors[f"{layer}.bias"][channel]) - mean) * factor + beta
+
+
 def test_one_convolution_by_hand(tiny_network: Network, trained: Build) -> None:
-    model = trained(tiny_network)
-    tensors = module_tensors(model)
+    tensors = module_tensors(trained(tiny_network))
     constants = fold(tiny_network, tensors, lower(tiny_network))
     for layer, norm in (
         ("stem.conv", "stem.norm"),
-        ("stage1.block2.frequency_conv", "stage1.block2.sub_spectral_norm.norm"),
+        ("stage1.block2.temporal_conv", "stage1.block2.temporal_norm"),
         ("stage2.block1.expand", "stage2.block1.expand_norm"),
+        ("stage2.block1.frequency_conv", "stage2.block1.sub_spectral_norm.norm"),
     ):
-        weight = tensors[f"{layer}.weight"].astype(np.float64)
-        bias = tensors[f"{layer}.bias"].astype(np.float64)
-        gamma, beta, mean, variance = (
-            tensors[f"{norm}.{part}"].astype(np.float64)
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        for channel in range(len(weight)):
-            factor = gamma[channel] / (variance[channel] + BATCH_NORM_EPSILON) ** 0.5
-            index = channel if layer != "stage1.block2.frequency_conv" else 0
-            found = constants[f"{layer}/weight"][index]
-            if layer == "stage1.block2.frequency_conv":
-                found, expected = found[..., channel], weight[channel, 0] * factor
-            else:
-                expected = np.moveaxis(weight[channel] * factor, 0, -1)
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
-            offset = (bias[channel] - mean[channel]) * factor + beta[channel]
+        for channel in range(len(tensors[f"{layer}.weight"])):
+            weight, bias = by_hand(tensors, layer, norm, channel, channel)
+            found = constants[f"{layer}/weight"]
+            # (O, height, width, I), or (1, height, width, C) where depthwise.
+            found = found[0, ..., channel] if found.shape[0] == 1 else found[channel]
             np.testing.assert_allclose(
-                constants[f"{layer}/bias"][channel], offset, rtol=1e-5, atol=1e-6
+                found, weight[0] if found.ndim == 2 else np.moveaxis(weight, 0, -1), rtol=1e-6
             )
+            np.testing.assert_allclose(
+                constants[f"{layer}/bias"][channel], bias, rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_every_sub_band_has_weights_by_hand(
+    bands: int, tiny_network: Network, trained: Build
+) -> None:
+    """Its own statistics, and one more on the centre tap where the block adds its input."""
+    network = dataclasses.replace(tiny_network, ssn_bands=bands)
+    tensors = module_tensors(trained(network))
+    constants = fold(network, tensors, lower(network))
+    for block, identity in (("stage1.block1", 1), ("stage1.block2", 1), ("stage2.block1", 0)):
+        layer, norm = f"{block}.frequency_conv", f"{block}.sub_spectral_norm.norm"
+        assert f"{layer}/weight" not in constants
+        channels = len(tensors[f"{layer}.weight"])
+        for band in range(bands):
+            for channel in range(channels):
+                # Torch's norm sees channel c of band s as channel c S + s.
+                weight, bias = by_hand(tensors, layer, norm, channel * bands + band, channel)
+                weight[0, 1, 0] += identity
+                found = constants[f"{layer}.band{band + 1}/weight"]
+                assert found.shape == (1, 3, 1, channels)
+                np.testing.assert_allclose(found[0, ..., channel], weight[0], rtol=1e-5, atol=1e-6)
+                found = constants[f"{layer}.band{band + 1}/bias"][channel]
+                np.testing.assert_allclose(found, bias, rtol=1e-5, atol=1e-6)
+
+
+def test_the_identity_is_one_more_on_the_centre_tap(tiny_network: Network, trained: Build) -> None:
+    """Without a convolution and a norm's shift, a block of one width passes its input on."""
+    model = trained(tiny_network)
+    tensors = {name: value.copy() for name, value in module_tensors(model).items()}
+    for name in tensors:
+        if "frequency_conv.weight" in name:
+            tensors[name][:] = 0
+    constants = fold(tiny_network, tensors, lower(tiny_network))
+    for block, identity in (("stage1.block1", 1), ("stage1.block2", 1), ("stage2.block1", 0)):
+        found = constants[f"{block}.frequency_conv/weight"]
+        expected = np.array([0, identity, 0], np.float32).reshape(1, 3, 1, 1)
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
 
 
 def test_the_epsilon_is_that_of_the_modules(tiny_network: Network, trained: Build) -> None:

@@ -3,63 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, INTERRUPTED
-from train import checkpoint, loop, qat_checkpoint
+from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS
+from tests.train.runs import FILES, SETTINGS, arguments, one_line
+from train import checkpoint, qat_checkpoint
 from train.__main__ import main
 
 MakeEsc10 = Callable[..., Path]
-SETTINGS = (
-    "model.stem_channels=8",
-    "model.widths=[8,8]",
-    "model.blocks=[1,1]",
-    "model.pool_after=[1,2]",
-    "model.head_channels=8",
-    "model.classes=3",
-    "data.windows_per_clip=2",
-    "float.epochs=2",
-    "float.restart_epochs=[1]",
-    "float.batch_size=4",
-    "qat.epochs=1",
-    "qat.batch_size=4",
-    "qat.calibration_batches=2",
-)
-FILES = {"epochs.jsonl", "float.safetensors", "metrics.json", "qat.safetensors"}
-
-
-def arguments(data: Path, out: Path, *more: str, settings: Sequence[str] = SETTINGS) -> list[str]:
-    changes = [part for setting in settings for part in ("--set", setting)]
-    return ["--data", str(data), "--out", str(out), *changes, *more]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run; not to be changed."""
-    out = tmp_path_factory.mktemp("runs") / "a"
-    assert main(arguments(tiny_esc10, out, "--quiet")) == HOLDS
-    return out
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it to change."""
-    return Path(shutil.copytree(finished, tmp_path / "copy"))
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The only line on stderr; nothing on stdout."""
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 # A run
@@ -85,7 +40,7 @@ def test_metrics_are_of_the_test_fold(finished: Path) -> None:
     values = json.loads((finished / "metrics.json").read_text())
     assert values["dataset"] == {"name": "ESC-10", "test_fold": 1}
     assert values["seed"] == 0 and values["selection"] == "none: the last epoch"
-    assert set(values["metrics"]) == {"float", "qat"}
+    assert set(values["metrics"]) == {"float", "qat", "int8"}
     for metrics in values["metrics"].values():
         # Two clips a class in the fold; 1.3 s make one window each.
         assert (metrics["clips"], metrics["windows"]) == (6, 6)
@@ -108,7 +63,8 @@ def test_a_run_repeats_to_the_byte_and_prints_json(
     captured = capsys.readouterr()
     values = json.loads(captured.out)
     assert values["ok"] is True
-    assert values["metrics"] == json.loads((finished / "metrics.json").read_text())["metrics"]
+    written = json.loads((finished / "metrics.json").read_text())
+    assert (values["metrics"], values["fidelity"]) == (written["metrics"], written["fidelity"])
     assert [line.split()[:3] for line in captured.err.splitlines()] == [
         ["float", "epoch", "1/2"],
         ["float", "epoch", "2/2"],
@@ -143,35 +99,12 @@ def test_resuming_a_finished_run_changes_nothing(
     assert main(arguments(tiny_esc10, copied, "--quiet", "--resume")) == HOLDS
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert [line.split()[0] for line in captured.out.splitlines()] == ["model", "float", "qat"]
+    first = [line.split()[0] for line in captured.out.splitlines()]
+    assert first[:5] == ["model", "float", "qat", "int8", "the"], "a table, then fidelity"
     assert before == {path.name: path.read_bytes() for path in copied.iterdir()}
 
 
-Interrupted = Callable[[Path, int], None]
-
-
-@pytest.fixture
-def interrupted(
-    tiny_esc10: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Interrupted:
-    """Stop a run into a folder after so many epochs of both stages together."""
-
-    def run(out: Path, after: int) -> None:
-        keep, count = loop._keep, 0
-
-        def stop(*parts: Any) -> None:
-            nonlocal count
-            keep(*parts)
-            count += 1
-            if count == after:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "_keep", stop)
-            assert main(arguments(tiny_esc10, out, "--quiet")) == INTERRUPTED
-        capsys.readouterr()
-
-    return run
+Interrupted = Callable[..., None]
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -179,7 +112,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     finished: Path, tiny_esc10: Path, tmp_path: Path, interrupted: Interrupted, after: int
 ) -> None:
     out = tmp_path / "parts"
-    interrupted(out, after)
+    interrupted(arguments(tiny_esc10, out, "--quiet"), after)
     state = "float-state.safetensors" if after == 1 else "qat-state.safetensors"
     assert (out / state).exists() and not (out / "qat.safetensors").exists()
     assert main(arguments(tiny_esc10, out, "--quiet", "--resume")) == HOLDS
@@ -210,7 +143,7 @@ def test_resuming_as_another_run_is_refused(
     assert main(arguments(tiny_esc10, copied, "--quiet", "--resume", *more)) == BAD_INPUT
     assert f"written by a run with another {key}" in one_line(capsys)
     parts = tmp_path / "parts"
-    interrupted(parts, 1)
+    interrupted(arguments(tiny_esc10, parts, "--quiet"), 1)
     assert main(arguments(tiny_esc10, parts, "--quiet", "--resume", *more)) == BAD_INPUT
     assert f"written by a run with another {key}" in one_line(capsys)
 
@@ -325,7 +258,7 @@ def test_a_damaged_state_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    interrupted(out, 1)
+    interrupted(arguments(tiny_esc10, out, "--quiet"), 1)
     state = out / "float-state.safetensors"
     state.write_bytes(state.read_bytes()[:-1])
     assert main(arguments(tiny_esc10, out, "--quiet", "--resume")) == BAD_INPUT
@@ -343,90 +276,3 @@ def test_help_names_an_example_that_parses(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0 and "--resume" in capsys.readouterr().out
-
-
-# Evaluation
-
-
-@pytest.mark.parametrize("stage", ["float", "qat"])
-def test_evaluation_repeats_the_figures_of_the_run(
-    finished: Path,
-    tiny_esc10: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    stage: str,
-) -> None:
-    model = finished / f"{stage}.safetensors"
-    command = ["evaluate", "--model", str(model), "--data", str(tiny_esc10)]
-    assert main([*command, "--json", "--out", str(tmp_path)]) == HOLDS
-    found = json.loads(capsys.readouterr().out)["metrics"]
-    expected = json.loads((finished / "metrics.json").read_text())["metrics"]
-    assert found == {stage: expected[stage]}
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found
-    assert main([*command, "--quiet"]) == HOLDS
-    head, line = capsys.readouterr().out.splitlines()
-    assert head.startswith("model") and line.startswith(stage)
-
-
-def test_evaluation_of_integers_is_near_the_qat_model(
-    finished: Path, tiny_esc10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from convert.flatbuffer import write
-    from convert.quantize import quantize_graph
-    from firmware_ref.graph import METADATA_NAME
-
-    saved, device = qat_checkpoint.load(finished / "qat.safetensors")
-    metadata = {METADATA_NAME: json.dumps(dict(saved.manifest)).encode()}
-    constants = device.float_constants()
-    graph = quantize_graph(device.graph, constants, device.quantization, metadata)
-    model = tmp_path / "model.tflite"
-    model.write_bytes(write(graph))
-    command = ["evaluate", "--model", str(model), "--data", str(tiny_esc10), "--json"]
-    assert main(command) == HOLDS
-    found = json.loads(capsys.readouterr().out)["metrics"]["int8"]
-    expected = json.loads((finished / "metrics.json").read_text())["metrics"]["qat"]
-    assert found["clip_log_loss"] == pytest.approx(expected["clip_log_loss"], abs=0.05)
-    assert main([*command, "--fold", "2"]) == BAD_INPUT
-    assert "kept fold 1 apart in training, not fold 2" in one_line(capsys)
-
-
-def test_a_fold_that_was_trained_on_is_refused(
-    finished: Path, tiny_esc10: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("float", "qat"):
-        model = str(finished / f"{name}.safetensors")
-        command = ["evaluate", "--model", model, "--data", str(tiny_esc10)]
-        assert main([*command, "--fold", "2"]) == BAD_INPUT
-        assert "kept fold 1 apart in training, not fold 2" in one_line(capsys)
-
-
-def test_models_for_other_labels_or_of_no_kind_are_refused(
-    finished: Path, make_esc10: MakeEsc10, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_esc10(classes=2, folds=2, clips=1, seconds=(0.5,))
-    model = finished / "float.safetensors"
-    assert main(["evaluate", "--model", str(model), "--data", str(data)]) == BAD_INPUT
-    assert "are not those of ESC-10" in one_line(capsys)
-    for name in ("a.safetensors", "a.tflite", "a.txt"):
-        path = tmp_path / name
-        assert main(["evaluate", "--model", str(path), "--data", str(data)]) == BAD_INPUT
-        assert "cannot be read" in one_line(capsys)
-        path.write_bytes(b"\x20\0\0\0TFL3" + bytes(50))
-        assert main(["evaluate", "--model", str(path), "--data", str(data)]) == BAD_INPUT
-        assert name in one_line(capsys)
-    assert main(["evaluate", "--data", str(data)]) == BAD_INPUT
-    assert "--model" in one_line(capsys)
-
-
-@pytest.mark.parametrize("key", ["labels", "features", "input_normalization", "dataset"])
-def test_a_checkpoint_without_part_of_its_manifest_is_one_line(
-    copied: Path, tiny_esc10: Path, capsys: pytest.CaptureFixture[str], key: str
-) -> None:
-    for name in ("float", "qat"):
-        path = copied / f"{name}.safetensors"
-        saved = checkpoint.load(path)
-        manifest = {k: v for k, v in saved.manifest.items() if k != key}
-        checkpoint.save(path, saved.tensors, manifest)
-        command = ["evaluate", "--model", str(path), "--data", str(tiny_esc10)]
-        assert main(command) == BAD_INPUT
-        one_line(capsys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import collections
 import dataclasses
 from collections.abc import Callable
 
@@ -11,49 +11,22 @@ import pytest
 import torch
 from torch.nn import functional
 
-from convert.quantize import quantize_graph
 from firmware_ref import scheme
 from firmware_ref.arch import Network
-from firmware_ref.graph import Quantization
+from firmware_ref.graph import Graph, Operator, Quantization
+from firmware_ref.quantize import quantize_graph
 from firmware_ref.run import Interpreter
+from tests.train.devices import activations, inputs
 from train.model import BCResNetMod
-from train.qat import DeviceNetwork, calibrate, least_error
+from train.qat import DeviceNetwork
+from train.ranges import calibrate
 
 Build = Callable[..., BCResNetMod]
 Device = Callable[[BCResNetMod], DeviceNetwork]
 
 
-def inputs(count: int, seed: int) -> torch.Tensor:
-    """Random maps (N, 3, 32, 20), each louder in bands of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((count, 3, 32, 20), generator=generator)
-    loud = torch.randint(0, 24, (count,), generator=generator)
-    for example, start in zip(x, loud, strict=True):
-        example[:, start : start + 8] += 3
-    return x
-
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["S=1", "S=2"])
-def calibrated(
-    request: pytest.FixtureRequest, tiny_network: Network, trained: Build, folded: Device
-) -> DeviceNetwork:
-    """A small network on its INT8 grids, with and without a sub-spectral norm that stays."""
-    device = folded(trained(dataclasses.replace(tiny_network, ssn_bands=request.param)))
-    calibrate(device, [inputs(16, 1), inputs(16, 2)], seed=0)
-    return device
-
-
-@pytest.fixture
-def quantized(calibrated: DeviceNetwork) -> DeviceNetwork:
-    """A copy for each test to change."""
-    return copy.deepcopy(calibrated)
-
-
-def activations(device: DeviceNetwork, x: torch.Tensor) -> dict[str, np.ndarray]:
-    seen: dict[str, np.ndarray] = {}
-    with torch.no_grad():
-        device(x, lambda name, value: seen.update({name: value.numpy().copy()}))
-    return seen
+def convolutions(device: DeviceNetwork) -> list[Operator]:
+    return [o for o in device.graph.operators if o.kind in scheme.WEIGHT_AXIS]
 
 
 # Activations
@@ -77,50 +50,6 @@ def test_the_grid_test_sees_a_value_off_the_grid() -> None:
     assert np.array_equal(again == value, [True, False])
 
 
-def test_tied_and_fixed_scales_win(quantized: DeviceNetwork) -> None:
-    graph, q = quantized.graph, quantized.quantization
-    checked = set()
-    for operator in graph.operators:
-        if operator.kind in ("MAX_POOL_2D", "RESHAPE"):
-            assert q[graph.name(operator)] == q[graph.tensors[operator.inputs[0]].name]
-            checked.add(operator.kind)
-        elif operator.kind == "LOGISTIC":
-            assert q[graph.name(operator)] == Quantization((1 / 256,), (-128,))
-            checked.add(operator.kind)
-    assert checked == {"MAX_POOL_2D", "RESHAPE", "LOGISTIC"}
-
-
-def test_a_tie_reaches_through_another_tie(
-    tiny_network: Network, trained: Build, folded: Device
-) -> None:
-    # Without residual norms two pools could follow each other only through a block; the head's
-    # RESHAPE after the final MEAN or convolution is the other tie.
-    device = folded(trained(dataclasses.replace(tiny_network, head_channels=None)))
-    calibrate(device, [inputs(4, 1)], seed=0)
-    assert device.quantization["logits"] == device.quantization["head.pool"]
-
-
-def test_calibration_is_the_same_for_the_same_seed(
-    tiny_network: Network, trained: Build, folded: Device
-) -> None:
-    found = []
-    for _ in range(2):
-        device = folded(trained(tiny_network))
-        calibrate(device, [inputs(16, 1)], seed=3)
-        found.append(device.quantization)
-    assert found[0] == found[1]
-
-
-def test_calibration_changes_no_weight(
-    tiny_network: Network, trained: Build, folded: Device
-) -> None:
-    device = folded(trained(tiny_network))
-    before = {name: value.copy() for name, value in device.float_constants().items()}
-    calibrate(device, [inputs(4, 1)], seed=0)
-    after = device.float_constants()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-
-
 def test_every_activation_needs_a_grid(quantized: DeviceNetwork) -> None:
     grids = dict(quantized.quantization)
     grids.pop("logits")
@@ -133,13 +62,14 @@ def test_every_activation_needs_a_grid(quantized: DeviceNetwork) -> None:
 
 def test_weights_lie_on_the_grid_of_the_scheme(quantized: DeviceNetwork) -> None:
     constants = quantized.float_constants()
-    for operator in quantized.graph.operators:
-        if operator.kind not in scheme.WEIGHT_AXIS:
-            continue
+    for operator in convolutions(quantized):
         axis = scheme.WEIGHT_AXIS[operator.kind]
         x, w, b = (quantized.graph.tensors[i].name for i in operator.inputs)
+        if w not in constants:
+            continue
         source = quantized.quantization[x].scale[0]
         scale = scheme.weight_scale(constants[w], constants[b], source, axis)
+        np.testing.assert_array_equal(quantized.weight_scales(operator), scale)
         codes = scheme.quantize_weight(constants[w], scale, axis)
         along = scale.reshape([-1 if a == axis else 1 for a in range(4)])
         expected = codes.astype(np.float32) * along
@@ -156,17 +86,26 @@ def test_weights_lie_on_the_grid_of_the_scheme(quantized: DeviceNetwork) -> None
         assert (np.abs(bias.numpy() - expected) <= slack).all(), b
 
 
-def test_constant_operands_lie_on_the_grid_of_the_scheme(quantized: DeviceNetwork) -> None:
-    constants = quantized.float_constants()
-    names = [n for n in constants if "ssn" in n or "sub_spectral" in n]
-    for name in names:
-        scale = scheme.constant_scale(constants[name])
-        codes = scheme.quantize_weight(constants[name], scale, 0)
-        (index,) = [i for i, t in enumerate(quantized.graph.tensors) if t.name == name]
-        with torch.no_grad():
-            found = quantized.value(index, {}).numpy()
-        expected = (codes.astype(np.float32) * scale).transpose(0, 3, 1, 2)
-        assert np.abs(found - expected).max() <= 1e-4 * scale[0]
+def test_given_weights_are_127_steps_and_no_parameters(quantized: DeviceNetwork) -> None:
+    """Those that make a mean: one over the number of channels or frames each."""
+    constants, checked = quantized.float_constants(), set()
+    for operator in convolutions(quantized):
+        _, w, b = (quantized.graph.tensors[i] for i in operator.inputs)
+        if w.name in constants:
+            continue
+        size = max(w.shape)
+        assert w.shape in ((1, 1, 1, size), (1, 1, size, 1))
+        weight, bias = quantized.weight_and_bias(operator)
+        assert not weight.requires_grad and not bias.requires_grad and not bias.any()
+        assert b.name not in constants
+        # In torch's order the channels come second.
+        assert weight.shape == ((1, size, 1, 1) if w.shape[3] == size else (1, 1, 1, size))
+        step = np.float32(1 / size / 127)
+        np.testing.assert_array_equal(weight.numpy(), np.float32(127) * step)
+        np.testing.assert_array_equal(quantized.weight_scales(operator), [step])
+        checked.add(size)
+    # Channels and frames at the input and after both stages.
+    assert checked == {3, 20, 8, 5, 12}
 
 
 def test_gradients_pass_straight_through(quantized: DeviceNetwork) -> None:
@@ -196,6 +135,62 @@ def test_the_gradient_of_a_rounded_weight_is_that_of_the_weight(
 # Single operators
 
 
+def reference(operator: Operator, graph: Graph, values: dict[str, np.ndarray]) -> np.ndarray:
+    """One operator in NumPy, on maps (N, C, F, T)."""
+    x = values[graph.tensors[operator.inputs[0]].name]
+    options = operator.options
+    if operator.kind == "AVERAGE_POOL_2D":
+        assert options["padding"] == "VALID"
+        height, width = options["filter_height"], options["filter_width"]
+        count, channels, bands, frames = x.shape
+        assert (bands % height, frames % width) == (0, 0)
+        blocks = x.reshape(count, channels, bands // height, height, frames // width, width)
+        return blocks.mean(axis=(3, 5), dtype=np.float64)
+    if operator.kind == "PAD":
+        table = graph.tensors[operator.inputs[1]].data
+        assert table is not None
+        batch, rows, columns, channels = table.tolist()
+        return np.pad(x, (batch, channels, rows, columns))
+    if operator.kind == "SLICE":
+        begin, size = (graph.tensors[i].data for i in operator.inputs[1:])
+        assert begin is not None and size is not None
+        _, bands, frames, channels = (
+            slice(b, b + n) for b, n in zip(begin.tolist(), size.tolist(), strict=True)
+        )
+        return x[:, channels, bands, frames]
+    parts = [values[graph.tensors[i].name] for i in operator.inputs]
+    assert operator.kind == "CONCATENATION" and options["axis"] == 1, "the bands of (N, F, T, C)"
+    return np.concatenate(parts, axis=2)
+
+
+def test_operators_that_move_or_average_maps(
+    tiny_network: Network, trained: Build, folded: Device
+) -> None:
+    device = folded(trained(dataclasses.replace(tiny_network, ssn_bands=2)))
+    seen, kinds = activations(device, inputs(3, 7)), collections.Counter[str]()
+    for operator in device.graph.operators:
+        if operator.kind in ("AVERAGE_POOL_2D", "PAD", "SLICE", "CONCATENATION"):
+            expected = reference(operator, device.graph, seen)
+            found = seen[device.graph.name(operator)]
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+            kinds[operator.kind] += 1
+    # Three blocks, two of which take the mean of their input as well; and the head.
+    assert kinds == {"AVERAGE_POOL_2D": 6, "PAD": 3, "SLICE": 6, "CONCATENATION": 3}
+
+
+def test_given_convolutions_take_means(
+    tiny_network: Network, trained: Build, folded: Device
+) -> None:
+    device = folded(trained(tiny_network))
+    x = inputs(3, 7)
+    seen = activations(device, x)
+    np.testing.assert_allclose(
+        seen["input_norm.mean"][:, 0, :, 0], x.mean(dim=(1, 3)), rtol=1e-5, atol=1e-6
+    )
+    variance = torch.var(x, dim=(1, 3), correction=0)
+    np.testing.assert_allclose(seen["input_norm.variance"][:, 0, :, 0], variance, rtol=1e-4)
+
+
 def test_rsqrt_of_zero_is_the_top_of_the_range(quantized: DeviceNetwork) -> None:
     x = inputs(2, 5)
     x[0] = 0  # no variance anywhere
@@ -223,46 +218,6 @@ def test_the_gradient_of_rsqrt_of_zero_is_finite(quantized: DeviceNetwork) -> No
     x = torch.zeros(2, 3, 32, 20, requires_grad=True)
     quantized(x).sum().backward()
     assert x.grad is not None and torch.isfinite(x.grad).all()
-
-
-# Ranges of least error
-
-
-def error_of(x: np.ndarray, q: Quantization) -> float:
-    return float(np.square(scheme.dequantize(scheme.quantize(x, q), q) - x).mean())
-
-
-def test_least_error_beats_the_extremes_of_a_heavy_tail(rng: np.random.Generator) -> None:
-    x = rng.standard_normal(300_000).astype(np.float32)
-    x[0] = 12
-    extremes = scheme.activation_quantization(x.min(), x.max())
-    assert error_of(x, least_error(x)) < 0.8 * error_of(x, extremes)
-
-
-def test_least_error_is_never_worse_than_the_extremes(rng: np.random.Generator) -> None:
-    samples = [
-        rng.uniform(-1, 3, 1000),
-        np.abs(rng.standard_normal(1000)),
-        -np.abs(rng.standard_cauchy(1000)),
-        np.array([0.0, 5.0]),
-        np.array([-1e-30, 1e-30]),
-        np.zeros(3),
-        np.full(10, 7.0),
-    ]
-    for sample in samples:
-        x = sample.astype(np.float32)
-        extremes = scheme.activation_quantization(x.min(), x.max())
-        assert error_of(x, least_error(x)) <= error_of(x, extremes)
-
-
-def test_least_error_keeps_the_range_of_a_uniform_sample() -> None:
-    x = np.linspace(0, 255, 256, dtype=np.float32)
-    assert least_error(x) == Quantization((1.0,), (-128,))
-
-
-def test_least_error_ignores_infinities() -> None:
-    x = np.array([0, 1, 255, np.inf, np.nan], np.float32)
-    assert least_error(x).scale[0] <= 1.0
 
 
 # The integers

@@ -1,0 +1,125 @@
+"""What is trained is what ships: many networks, every tensor, both oracles (``-m slow``)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert.__main__ import SHIPPED_CHECKPOINT
+from convert.flatbuffer import write
+from firmware_ref import scheme
+from firmware_ref.agreement import agreed
+from firmware_ref.arch import PRESETS, Network
+from firmware_ref.features import FeatureDefinition
+from firmware_ref.frontend import network_input, softmax
+from firmware_ref.graph import parse
+from firmware_ref.oracle import ORACLES, session
+from firmware_ref.verify import random_inputs, verify
+from tests.convert.members import device_network, examples
+from train.data import extract, load_dataset
+from train.device import device_graph, device_probabilities
+from train.evaluate import measure
+from train.qat import DeviceNetwork
+from train.qat_checkpoint import load
+from train.ranges import calibrate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def windows(audio_data: Path) -> np.ndarray:
+    """64 normalised real windows, (64, F, T, 3), some of every class of fold 1."""
+    clips = load_dataset("esc10", audio_data).split(1)[1][::5]
+    features = extract(clips, FeatureDefinition()).features[:64]
+    assert len(features) == 64
+    return network_input(features, features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_on_real_windows(windows: np.ndarray, name: str, seed: int) -> None:
+    """Scales are QAT's, the training's own evaluation is the oracles' output, no tensor differs."""
+    device = device_network(PRESETS[name], seed)
+    x = windows[..., : PRESETS[name].input_channels]
+    calibrate(device, [torch.from_numpy(x[::4]).permute(0, 3, 1, 2)], seed)
+    with torch.no_grad():  # as learned ranges would move them
+        device.log_scale_changes.uniform_(-0.2, 0.2)
+    device.set_quantization(agreed(device.graph, device.quantization))  # as a checkpoint has them
+    data = written(device)
+    graph = parse(data)
+    stored = {t.name: t.quantization for t in graph.tensors if t.data is None}
+    assert stored == dict(device.quantization)
+    grid = device.quantization["input"]
+    codes = scheme.quantize(x, grid)
+    report = verify(graph, data, codes, list(ORACLES.values()))
+    assert report.ok and report.inputs == 64, report.to_dict()
+    for oracle in ORACLES.values():
+        run = session(oracle, data, graph)
+        outputs = np.concatenate(
+            [run(codes[i : i + 1])[graph.outputs[0]] for i in range(len(codes))]
+        )
+        expected = softmax(scheme.dequantize(outputs, device.quantization["logits"]))
+        assert np.array_equal(device_probabilities(device, x), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ssn_bands", [1, 2, 4, 8])
+def test_random_members_of_the_family(ssn_bands: int, seed: int) -> None:
+    """Any widths from 8 to 128, blocks, pools and heads, on random codes."""
+    rng = np.random.default_rng([seed, ssn_bands])
+    stages = int(rng.integers(1, 5))
+    most_pools = {1: 3, 2: 3, 4: 2, 8: 2}[ssn_bands]
+    pools = rng.permutation(np.arange(1, stages + 1))[: int(rng.integers(0, most_pools + 1))]
+    network = Network(
+        name="random",
+        stem_channels=int(rng.integers(8, 129)),
+        widths=tuple(int(w) for w in rng.integers(8, 129, stages)),
+        blocks=tuple(int(b) for b in rng.integers(1, 3, stages)),
+        pool_after=tuple(sorted(int(p) for p in pools)),
+        ssn_bands=ssn_bands,
+        conv_bias=bool(rng.random() < 0.5),
+        head_channels=int(rng.integers(8, 257)) if rng.random() < 0.6 else None,
+        res_norm=bool(rng.random() < 0.8),
+        first_res_norm=str(rng.choice(["input", "stem"])),
+        input_channels=int(rng.choice([1, 3])),
+        classes=int(rng.integers(2, 12)),
+    )
+    device = device_network(network, seed)
+    calibrate(device, [examples(network, 4, seed)], seed)
+    data = written(device)
+    graph = parse(data)
+    codes = np.concatenate([random_inputs(graph, 3, seed), edges(graph.tensors[0].shape)])
+    report = verify(graph, data, codes, list(ORACLES.values()))
+    assert report.ok, report.to_dict()
+
+
+def test_the_shipped_model_scores_what_its_card_says(audio_data: Path) -> None:
+    """The INT8 figures of the model card, from the checkpoint, in device arithmetic."""
+    saved, device = load(SHIPPED_CHECKPOINT)
+    wanted = saved.metadata
+    clips = load_dataset("esc10", audio_data).split(1)[1]
+    data = extract(clips, wanted.features)
+    x = network_input(data.features, wanted.mean, wanted.std)
+    found = measure(device_probabilities(device, x), data.labels, data.clips)
+    card = SHIPPED_CHECKPOINT.with_suffix(".md").read_text(encoding="utf-8")
+    row = re.search(
+        r"^\| INT8 .*\| ([\d.]+) % \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+) \|$", card, re.M
+    )
+    assert row is not None
+    figures = (found.clip_accuracy, found.clip_log_loss, found.window_accuracy)
+    texts = [f"{100 * figures[0]:.2f}", f"{figures[1]:.3f}", f"{100 * figures[2]:.2f}"]
+    assert [*texts, f"{found.window_log_loss:.3f}"] == list(row.groups())
+
+
+def written(device: DeviceNetwork) -> bytes:
+    """The flatbuffer of a network with grids."""
+    return write(device_graph(device))
+
+
+def edges(shape: tuple[int, ...]) -> np.ndarray:
+    """Inputs of nothing but the smallest, the largest and the middle code."""
+    return np.stack([np.full(shape[1:], code, np.int8) for code in (-128, 127, 0)])
