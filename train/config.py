@@ -21,8 +21,8 @@ class DataConfig:
 
     Training draws ``windows_per_clip`` random windows a clip and epoch from those that start
     every ``train_hop_seconds``; evaluation uses every window of the deployed cut. The QAT stage
-    chooses its epoch on ``validation_fraction`` of the training clips, split by source; 0 holds
-    nothing out and keeps the last epoch.
+    chooses the epoch of least loss on ``validation_fraction`` of the training clips, split by
+    source; 0 holds nothing out and keeps the last epoch.
     """
 
     dataset: str = "esc10"

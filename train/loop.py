@@ -27,15 +27,16 @@ RANGE_PARAMETER = "log_scale_changes"
 
 @dataclass(frozen=True)
 class Score:
-    """What a validation gave, the better the larger: accuracy first, then the lower log-loss."""
+    """What a validation gave: the stage's own loss, by which an epoch is chosen, and for people
+    the accuracy and log-loss."""
 
+    loss: float
     accuracy: float
     log_loss: float
 
     def better_than(self, other: Score | None) -> bool:
         """Whether this one is chosen over an earlier one."""
-        mine = (self.accuracy, -self.log_loss)
-        return other is None or mine > (other.accuracy, -other.log_loss)
+        return other is None or self.loss < other.loss
 
 
 def cross_entropy(x: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
@@ -62,8 +63,8 @@ class Stage:
 class Epoch:
     """What one epoch gave: mean loss on augmented batches, last learning rate, seconds.
 
-    ``validation_accuracy`` and ``validation_log_loss`` are those of windows held out, where the
-    stage validates.
+    ``validation_loss`` (the stage's own), ``validation_accuracy`` and ``validation_log_loss`` are
+    those of windows held out, where the stage validates.
     """
 
     stage: str
@@ -72,6 +73,7 @@ class Epoch:
     loss: float
     learning_rate: float
     seconds: float
+    validation_loss: float | None = None
     validation_accuracy: float | None = None
     validation_log_loss: float | None = None
 
@@ -125,7 +127,7 @@ def fit(
         progress = progress.after(number + 1, score, module)
         _keep(module, optimizer, state_file, stage.name, identity, progress)
         seconds = time.perf_counter() - started
-        figures = (score.accuracy, score.log_loss) if score else ()
+        figures = dataclasses.astuple(score) if score else ()
         epochs = stage.optimizer.epochs
         report(Epoch(stage.name, number + 1, epochs, loss, rate, seconds, *figures))
     if progress.best is not None:
@@ -312,7 +314,8 @@ def _score(entry: Any, best: Mapping[str, np.ndarray] | None, what: str) -> Scor
     if entry is None and best is None:
         return None
     found = entry if isinstance(entry, dict) else {}
-    accuracy, log_loss = found.get("accuracy"), found.get("log_loss")
-    if best is None or not isinstance(accuracy, float) or not isinstance(log_loss, float):
+    values = [found.get(field.name) for field in dataclasses.fields(Score)]
+    numbers = [value for value in values if isinstance(value, float)]
+    if best is None or len(numbers) != len(values):
         raise InputError(f"{what}: best_score={entry!r} does not fit its tensors; restore the file")
-    return Score(accuracy, log_loss)
+    return Score(*numbers)

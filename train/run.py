@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from budgets.limits import Limits, enforce_network
 from firmware_ref.arch import Network
@@ -55,7 +56,7 @@ def run(
     """Train on all folds but ``test_fold``, then measure float, QAT and INT8 models on it.
 
     The test fold selects nothing: float training ends with its last epoch, QAT with the epoch that
-    scores best, in device arithmetic, on training clips held out for it. Writes
+    loses least, in device arithmetic, on training clips held out for it. Writes
     ``float.safetensors``, ``qat.safetensors`` and ``metrics.json`` into ``out``. ``limits`` are the
     shipped ones unless given; a network over one is refused before anything is read.
     """
@@ -162,12 +163,15 @@ def _qat_stage(
         assert validation is not None
         probabilities = device_probabilities(device, validation.features)
         found = measure(probabilities, validation.labels, validation.clips)
-        return loop.Score(found.window_accuracy, found.window_log_loss)
+        logits = torch.from_numpy(probabilities).log()
+        labels = functional.one_hot(torch.from_numpy(validation.labels), config.network.classes)
+        value = loss(loop.network_input(validation.features), logits, labels.double())
+        return loop.Score(value.item(), found.window_accuracy, found.window_log_loss)
 
     stage = loop.Stage(
         "qat",
         qat.optimizer,
-        loss if qat.float_teacher_weight else loop.cross_entropy,
+        loss,
         qat.range_learning_rate,
         validate if validation else None,
     )
@@ -214,7 +218,8 @@ def _write_metrics(out: Path, outcome: Outcome, dataset: Dataset, identity: dict
         "dataset": identity["dataset"],
         "seed": identity["config"]["seed"],
         "selection": (
-            f"the QAT epoch best in device arithmetic on {fraction:.0%} of the training clips"
+            f"the QAT epoch of least loss in device arithmetic on {fraction:.0%} of the "
+            "training clips"
             if fraction
             else "none: the last epoch"
         ),

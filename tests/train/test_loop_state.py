@@ -83,21 +83,19 @@ def test_the_device_network_trains_and_resumes_alike(
 # The epoch that is kept
 
 
-def test_a_score_is_better_by_accuracy_then_by_log_loss() -> None:
-    score = Score(0.5, 1.0)
+def test_a_score_is_better_by_its_loss() -> None:
+    score = Score(0.5, 0.6, 1.0)
     assert score.better_than(None)
-    assert score.better_than(Score(0.4, 0.1)) and not Score(0.4, 0.1).better_than(score)
-    assert score.better_than(Score(0.5, 1.1)) and not Score(0.5, 1.1).better_than(score)
+    assert score.better_than(Score(0.6, 0.9, 0.1)) and not Score(0.6, 0.9, 0.1).better_than(score)
     assert not score.better_than(score), "the first of equals stays"
 
 
 @pytest.mark.parametrize(
     ("given", "best"),
     [
-        ([(0.5, 1.0), (0.9, 2.0), (0.7, 0.5)], 2),
-        ([(0.5, 1.0), (0.5, 0.9), (0.5, 0.95)], 2),
-        ([(0.5, 1.0), (0.5, 1.0), (0.5, 1.0)], 1),
-        ([(0.1, 1.0), (0.2, 1.0), (0.3, 9.0)], 3),
+        ([(2.0, 0.5), (0.5, 0.4), (1.0, 0.9)], 2),
+        ([(1.0, 0.5), (1.0, 0.9), (1.0, 0.7)], 1),
+        ([(9.0, 0.3), (2.0, 0.2), (1.0, 0.1)], 3),
     ],
 )
 def test_the_best_validated_epoch_is_kept(
@@ -110,12 +108,13 @@ def test_the_best_validated_epoch_is_kept(
     run = Run(tmp_path, tiny_config(float=STAGE), tiny_windows)
     found = run.float_stage(validate=scores(*given))
     assert [same(found, seen) for seen in run.seen] == [n == best for n in (1, 2, 3)]
-    reported = [(e.validation_accuracy, e.validation_log_loss) for e in run.epochs]
+    reported = [(e.validation_loss, e.validation_accuracy) for e in run.epochs]
     assert reported == given
     saved = checkpoint.load(run.state, "float-state")
     assert saved.manifest["best_score"] == {
-        "accuracy": given[best - 1][0],
-        "log_loss": given[best - 1][1],
+        "loss": given[best - 1][0],
+        "accuracy": given[best - 1][1],
+        "log_loss": 1.0,
     }
     parts = {name.partition("/")[0] for name in saved.tensors}
     assert parts == {"module", "momentum_buffer", "best"}
@@ -152,7 +151,7 @@ def test_a_validation_changes_nothing_in_training(
         modes.append(model.training)
         model.eval()
         torch.rand(3)
-        return Score(0.5, 1.0)
+        return Score(1.0, 0.5, 1.0)
 
     run = Run(tmp_path / "validated", config, tiny_windows)
     run.fit(model, Stage("float", config.float_stage, validate=validate))
@@ -166,7 +165,7 @@ def test_the_best_epoch_survives_an_interruption(
     tmp_path: Path, tiny_config: TinyConfig, tiny_windows: Windows, stop_after: int, best: int
 ) -> None:
     """Also one after the last epoch, when nothing is left to train."""
-    given = [(0.9 if n == best else 0.5, 1.0) for n in (1, 2, 3)]
+    given = [(0.5 if n == best else 0.9, 1.0) for n in (1, 2, 3)]
     config = tiny_config(float=STAGE)
     whole = Run(tmp_path / "whole", config, tiny_windows)
     expected = whole.float_stage(validate=scores(*given))
@@ -267,7 +266,9 @@ def test_a_state_without_part_of_the_optimiser_is_refused(
 
 
 @pytest.mark.parametrize(
-    "score", [None, [], {}, {"accuracy": 0.5}, {"accuracy": 1, "log_loss": 1.0}, "0.5"], ids=str
+    "score",
+    [None, [], {}, {"accuracy": 0.5}, {"loss": 1, "accuracy": 1.0, "log_loss": 1.0}, "0.5"],
+    ids=str,
 )
 def test_a_best_score_that_cannot_be_is_refused(
     tmp_path: Path, tiny_config: TinyConfig, tiny_windows: Windows, score: object
