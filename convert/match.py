@@ -98,7 +98,9 @@ class _Matcher:
         self.values[index] = value
 
     def _same(self, theirs: Operator, ours: Operator) -> bool:
-        """Same kind, operands, attributes and constants."""
+        """Same kind, operands, attributes and constants; the plan leaves no operand out."""
+        if -1 in theirs.inputs:
+            return False
         if self._kind(theirs) != ours.kind or not self._same_options(theirs, ours):
             return False
         if ours.kind in ("RESHAPE", "PAD", "SLICE"):

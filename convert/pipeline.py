@@ -23,6 +23,7 @@ from firmware_ref import graph as graphs
 from firmware_ref.errors import CheckFailedError
 from firmware_ref.graph import METADATA_NAME, Graph
 from firmware_ref.quantize import quantize_graph
+from firmware_ref.run import Interpreter
 from train import qat_checkpoint
 from train.checkpoint import Checkpoint
 
@@ -69,6 +70,7 @@ def convert(
     graph = quantize_graph(device.graph, constants, device.quantization, metadata)
     model = write(graph)
     graph = graphs.parse(model)
+    Interpreter(graph)  # refuses scales that no kernel can run
     count = count_graph(graph, "model.tflite", len(model))
     if violations := check(count, limits):
         raise CheckFailedError("; ".join(violation.message for violation in violations))

@@ -16,6 +16,8 @@ from firmware_ref.errors import InputError
 
 # Vectors may overlap in a hostile file, so the total that is read is bounded, not only each one.
 MAX_ELEMENTS = 2_000_000
+# A table costs more than a number, and vectors may name one table many times.
+MAX_TABLES = 200_000
 
 _SIZES: dict[str, int] = {"b": 1, "B": 1, "?": 1, "i": 4, "I": 4, "q": 8, "Q": 8, "f": 4}
 ScalarFormat = Literal["b", "B", "?", "i", "I", "q", "Q", "f"]
@@ -27,6 +29,7 @@ class Source:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self._elements_left = MAX_ELEMENTS
+        self._tables_left = MAX_TABLES
 
     def root(self, identifier: bytes) -> Table:
         """The root table; ``identifier`` is the four bytes expected after its offset."""
@@ -62,6 +65,12 @@ class Source:
         self._elements_left -= elements
         if self._elements_left < 0:
             raise InputError(f"flatbuffer holds over {MAX_ELEMENTS:,} vector elements; {_DAMAGED}")
+
+    def spend_tables(self, count: int) -> None:
+        """Count tables against the file's total."""
+        self._tables_left -= count
+        if self._tables_left < 0:
+            raise InputError(f"flatbuffer holds over {MAX_TABLES:,} tables; {_DAMAGED}")
 
 
 _DAMAGED = "the file is damaged or no .tflite; convert the model again"
@@ -172,7 +181,7 @@ class Table:
         if found is None:
             return []
         start, count = found
-        self._source.spend(count)
+        self._source.spend_tables(count)
         positions = range(start, start + 4 * count, 4)
         return [Table(self._source, self._source.offset(position)) for position in positions]
 

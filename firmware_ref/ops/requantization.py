@@ -19,6 +19,8 @@ from firmware_ref.fixedpoint import mbqm
 SIGN = np.uint64(1 << 63)
 # A float32 holds every integer up to here.
 EXACT_IN_FLOAT32 = 2**24
+# The proof keeps 255 steps a channel in memory.
+MOST_PROVED_CHANNELS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def fastest(
         np.broadcast_to(part, (channels,)) for part in (exact.multiplier, exact.shift, exact.bias)
     )
     # mbqm wraps at 32 bits where it shifts left: no staircase.
-    if (shift > 0).any() or (multiplier == 0).any():
+    if channels > MOST_PROVED_CHANNELS or (shift > 0).any() or (multiplier == 0).any():
         return exact, dtype
     full = Staircase(bias, multiplier, shift, exact.zero_point, exact.low, exact.high)
     real = full.real_multiplier
