@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--checkpoint", default=str(SHIPPED_CHECKPOINT), help="qat.safetensors (default: shipped)"
     )
-    result.add_argument("--out", default="build/bundle", help="folder to write into")
+    result.add_argument(
+        "--out", default="build/bundle", help="folder to write into (default: build/bundle)"
+    )
     result.add_argument("--limits", help="limits.toml to hold (default: the shipped one)")
     result.add_argument("--json", action="store_true", help="print the manifest as JSON")
     result.add_argument("--quiet", action="store_true", help="do not say each stage")

@@ -160,7 +160,7 @@ class _Matcher:
         begin, end, strides = (self._data(index).astype(np.int64) for index in operator.inputs[1:4])
         masks = {name: int(operator.options[f"{name}_mask"]) for name in STRIDED_SLICE_MASKS}
         whole = all(table.shape == shape.shape for table in (begin, end, strides))
-        other = any(masks[name] for name in STRIDED_SLICE_MASKS[2:])
+        other = any(masks[name] for name in STRIDED_SLICE_MASKS[2:]) or operator.options["offset"]
         if not whole or other or (strides != 1).any():
             return begin, np.zeros_like(begin)
         bits = 1 << np.arange(len(shape))

@@ -163,6 +163,7 @@ OPTIONS: Mapping[str, Options] = {
             "ellipsis_mask": Option(2, "int"),
             "new_axis_mask": Option(3, "int"),
             "shrink_axis_mask": Option(4, "int"),
+            "offset": Option(5, "bool"),
         },
     ),
     "DIV": Options(29, {"fused_activation": Option(0, "activation")}),

@@ -29,7 +29,9 @@ def train_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", default="esc10", help="shipped name or .toml (default: esc10)")
     _data_arguments(parser, 1, "official fold to leave out and test on (default 1)")
-    parser.add_argument("--out", default="runs/latest", help="folder to write into")
+    parser.add_argument(
+        "--out", default="runs/latest", help="folder to write into (default: runs/latest)"
+    )
     parser.add_argument(
         "--set",
         action="extend",
@@ -134,7 +136,10 @@ def _train(args: argparse.Namespace) -> int:
     outcome = run(config, dataset, args.fold, out, args.resume, lines, show, limits)
     _print(outcome.metrics, dataset.labels, args.json, outcome.fidelity)
     if not (args.json or args.quiet):
-        print(f"next: python -m convert --target tflite-micro --checkpoint {out / QAT_FILE}")
+        print(
+            f"next: python -m convert --target tflite-micro --checkpoint {out / QAT_FILE} "
+            f"--out {out / 'bundle'}"
+        )
     return HOLDS
 
 

@@ -30,12 +30,17 @@ def device_graph(device: DeviceNetwork) -> Graph:
     return quantize_graph(device.graph, device.float_constants(), grids, {})
 
 
-def device_probabilities(device: DeviceNetwork, inputs: np.ndarray) -> np.ndarray:
-    """Class probabilities (N, classes) float64 in device arithmetic of (N, F, T, C) input."""
+def device_logits(device: DeviceNetwork, inputs: np.ndarray) -> np.ndarray:
+    """Logits (N, classes) float32 in device arithmetic of (N, F, T, C) float32 network input."""
     interpreter = Interpreter(device_graph(device))
     grid, output = interpreter.input.quantization, interpreter.output.quantization
     assert grid is not None and output is not None
-    return frontend.probabilities(interpreter.run(scheme.quantize(inputs, grid)), output)
+    return scheme.dequantize(interpreter.run(scheme.quantize(inputs, grid)), output)
+
+
+def device_probabilities(device: DeviceNetwork, inputs: np.ndarray) -> np.ndarray:
+    """Class probabilities (N, classes) float64 in device arithmetic of (N, F, T, C) input."""
+    return frontend.softmax(device_logits(device, inputs))
 
 
 @dataclass(frozen=True)

@@ -74,14 +74,19 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(np.maximum(chosen, SMALLEST_PROBABILITY)).mean())
 
 
-def module_probabilities(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Class probabilities, (N, classes) float64, of a torch module on (N, F, T, C) input."""
+def module_logits(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Logits, (N, classes) float32, of a torch module on (N, F, T, C) network input."""
     module.eval()
     outputs: list[Tensor] = []
     with torch.no_grad():
         for start in range(0, len(inputs), batch):
             outputs.append(module(network_input(inputs[start : start + batch])))
-    return softmax(torch.cat(outputs).numpy())
+    return torch.cat(outputs).numpy()
+
+
+def module_probabilities(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Class probabilities, (N, classes) float64, of a torch module on (N, F, T, C) input."""
+    return softmax(module_logits(module, inputs, batch))
 
 
 def as_table(rows: Mapping[str, Metrics]) -> str:

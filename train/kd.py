@@ -12,14 +12,14 @@ def distillation(logits: Tensor, teacher: Tensor, targets: Tensor, weight: float
     All are (B, classes); ``teacher`` are logits, ``targets`` probabilities. Hinton et al.,
     "Distilling the knowledge in a neural network", 2015, at temperature 1.
     """
+    if weight == 0:
+        return functional.cross_entropy(logits, targets)
     loss = functional.kl_div(
         logits.log_softmax(dim=1),
         teacher.log_softmax(dim=1),
         reduction="batchmean",
         log_target=True,
     )
-    if weight == 0:
-        return functional.cross_entropy(logits, targets)
     if weight == 1:
         return loss
     return (1 - weight) * functional.cross_entropy(logits, targets) + weight * loss

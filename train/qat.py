@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from firmware_ref import scheme
+from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Quantization
 from train import rounding
 from train.model import same_padding
@@ -26,6 +27,8 @@ from train.model import same_padding
 TORCH_AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
 # A silent band's variance is a difference of equal numbers, and may round below zero in float.
 SMALLEST_VARIANCE = 1e-5
+# A learned scale outside has run away; inside, every product of scales is a finite float32.
+LEARNED_SCALES = (1e-12, 1e12)
 
 
 class DeviceNetwork(nn.Module):
@@ -53,7 +56,7 @@ class DeviceNetwork(nn.Module):
         self._place = {owner: place for place, owner in enumerate(owners)}
         self.log_scale_changes = nn.Parameter(torch.zeros(len(owners)))
         self._first: dict[str, Quantization] = {}
-        self._current: tuple[int, dict[str, Quantization]] = (-1, {})
+        self._current: tuple[bytes, dict[str, Quantization]] = (b"", {})
 
     @property
     def activations(self) -> list[str]:
@@ -65,7 +68,7 @@ class DeviceNetwork(nn.Module):
         """Give every activation a grid; learning changes scales from here, zero points never."""
         assert not quantization or set(quantization) == set(self.activations)
         self._first = dict(quantization)
-        self._current = (-1, {})
+        self._current = (b"", {})
         with torch.no_grad():
             self.log_scale_changes.zero_()
 
@@ -74,15 +77,21 @@ class DeviceNetwork(nn.Module):
         """The grid of every activation as it is now; empty while the network computes in float."""
         if not self._first:
             return {}
-        version = self.log_scale_changes._version
-        if self._current[0] != version:
-            factors = np.exp(self.log_scale_changes.detach().numpy().astype(np.float64))
+        changes = self.log_scale_changes.detach().numpy()
+        if self._current[0] != changes.tobytes():
+            with np.errstate(over="ignore"):
+                factors = np.exp(changes.astype(np.float64))
             grids = {}
             for name, first in self._first.items():
                 place = self._place.get(self._range_of[name])
                 scale = first.scale[0] * (1.0 if place is None else float(factors[place]))
+                if place is not None and not LEARNED_SCALES[0] < scale < LEARNED_SCALES[1]:
+                    raise InputError(
+                        f"the range of {name} diverged to a scale of {scale:.3g}; lower "
+                        "qat.range_learning_rate, or calibrate on more batches"
+                    )
                 grids[name] = Quantization((float(np.float32(scale)),), first.zero_point)
-            self._current = (version, grids)
+            self._current = (changes.tobytes(), grids)
         return self._current[1]
 
     def float_constants(self) -> dict[str, np.ndarray]:

@@ -48,6 +48,15 @@ def calibrate(network: DeviceNetwork, batches: Iterable[Tensor], seed: int) -> N
 def under_rules(graph: Graph, ranges: Mapping[str, Quantization]) -> dict[str, Quantization]:
     """``ranges`` with the ones that the INT8 rules tie to another, or fix, as they must be."""
     ruled = {name: ranges[owner] for name, owner in range_owners(graph).items()}
+    for operator in graph.operators:
+        if operator.kind == "RSQRT":
+            # A variance is never negative, and RSQRT refuses a code below its zero point.
+            name = graph.tensors[operator.inputs[0]].name
+            if ruled[name].zero_point[0] != scheme.INT8_MIN:
+                (scale,), (zero_point,) = ruled[name].scale, ruled[name].zero_point
+                ruled[name] = scheme.activation_quantization(
+                    0.0, scale * (scheme.INT8_MAX - zero_point)
+                )
     return ruled | dict.fromkeys(fixed_ranges(graph), scheme.LOGISTIC_OUTPUT)
 
 

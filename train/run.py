@@ -19,12 +19,13 @@ from firmware_ref.arch import Network
 from firmware_ref.errors import InputError, write_whole
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.frontend import network_input as normalise
+from firmware_ref.frontend import softmax
 from firmware_ref.lowering import lower
 from train import checkpoint, loop, qat_checkpoint
 from train.config import Config
 from train.data import Dataset, InputNormalization, Progress, Windows, extract, hold_out
-from train.device import Fidelity, compare, device_probabilities
-from train.evaluate import Metrics, measure, module_probabilities
+from train.device import Fidelity, compare, device_logits, device_probabilities
+from train.evaluate import Metrics, measure, module_logits, module_probabilities
 from train.fold import fold
 from train.kd import distillation
 from train.model import build_model
@@ -159,19 +160,29 @@ def _qat_stage(
             teacher = float_model(x)
         return distillation(logits, teacher, targets, qat.float_teacher_weight)
 
+    held_out_teacher = torch.empty(0)
+    if validation is not None:
+        held_out_teacher = torch.from_numpy(
+            module_logits(float_model, validation.features)
+        ).double()
+
     def validate() -> loop.Score:
         assert validation is not None
-        probabilities = device_probabilities(device, validation.features)
-        found = measure(probabilities, validation.labels, validation.clips)
-        logits = torch.from_numpy(probabilities).log()
+        logits = device_logits(device, validation.features)
+        found = measure(softmax(logits), validation.labels, validation.clips)
         labels = functional.one_hot(torch.from_numpy(validation.labels), config.network.classes)
-        value = loss(loop.network_input(validation.features), logits, labels.double())
+        value = distillation(
+            torch.from_numpy(logits).double(),
+            held_out_teacher,
+            labels.double(),
+            qat.float_teacher_weight,
+        )
         return loop.Score(value.item(), found.window_accuracy, found.window_log_loss)
 
     stage = loop.Stage(
         "qat",
         qat.optimizer,
-        loss,
+        loss if qat.float_teacher_weight else loop.cross_entropy,
         qat.range_learning_rate,
         validate if validation else None,
     )
@@ -179,7 +190,8 @@ def _qat_stage(
     loop.fit(device, data, config, stage, identity, state, report)
     qat_checkpoint.save(path, device, identity)
     state.unlink(missing_ok=True)
-    return device
+    # As a resumed run would have it: with the scales that were written.
+    return qat_checkpoint.load(path)[1]
 
 
 def _normalised(data: Windows, normalization: InputNormalization) -> Windows:

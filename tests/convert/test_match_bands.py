@@ -23,6 +23,7 @@ def as_strided(draft: Draft, layer: str, **masks: int) -> None:
     end = draft.add(f"{layer}/end", (4,), first + extent)
     strides = draft.add(f"{layer}/strides", (4,), np.ones(4, np.int32))
     options = {f"{name}_mask": masks.get(name, 0) for name in MASKS}
+    options["offset"] = bool(masks.get("offset"))
     inputs = (source, begin, end, strides)
     draft.change(layer, kind="STRIDED_SLICE", inputs=inputs, options=options)
 
@@ -92,6 +93,7 @@ def test_another_slice_is_refused(
         ({"ellipsis": 0b0001}, [1, 1, 1, 1]),
         ({"new_axis": 0b0001}, [1, 1, 1, 1]),
         ({"shrink_axis": 0b0001}, [1, 1, 1, 1]),
+        ({"offset": True}, [1, 1, 1, 1]),
     ],
 )
 def test_strides_and_masks_that_mean_another_slice_are_refused(
@@ -201,3 +203,12 @@ def test_an_axis_is_transposed_with_its_parts(draft: Draft, device: DeviceNetwor
     refused(draft, device, f"CONCATENATION '{LAYER}.nchw' is no operator")
     draft.option(f"{LAYER}.nchw", axis=2)
     matched(draft, device)
+
+
+def test_a_convolution_without_its_bias_is_refused(draft: Draft, device: DeviceNetwork) -> None:
+    """-1 marks an absent input; it is also Python's index of the last tensor."""
+    place = draft.operator("classifier")
+    *rest, bias = draft.operators[place].inputs
+    draft.tensors.append(draft.tensors[bias])
+    draft.change("classifier", inputs=(*rest, -1))
+    refused(draft, device, "CONV_2D 'classifier' is no operator")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 
+import flatbuffers
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -310,3 +311,30 @@ def test_read_names_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
         model_file.read(path)
     with pytest.raises(InputError, match="cannot be read"):
         model_file.read(path.parent / "absent.tflite")
+
+
+def test_a_table_named_a_million_times_is_refused_at_once() -> None:
+    """Each place of a vector costs a table's check; the budget is spent before any is made."""
+    builder = flatbuffers.Builder(2**22)
+    builder.StartObject(9)
+    builder.PrependInt8Slot(1, 9, 0)
+    tensor = builder.EndObject()
+    builder.StartVector(4, 1_000_000, 4)
+    for _ in range(1_000_000):
+        builder.PrependUOffsetTRelative(tensor)
+    tensors = builder.EndVector()
+    builder.StartObject(6)
+    builder.PrependUOffsetTRelativeSlot(0, tensors, 0)
+    subgraph = builder.EndObject()
+    builder.StartVector(4, 1, 4)
+    builder.PrependUOffsetTRelative(subgraph)
+    subgraphs = builder.EndVector()
+    builder.StartObject(8)
+    builder.PrependUint32Slot(0, 3, 0)
+    builder.PrependUOffsetTRelativeSlot(2, subgraphs, 0)
+    builder.Finish(builder.EndObject(), file_identifier=b"TFL3")
+    data = bytes(builder.Output())
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="over 200,000 tables"):
+        parse(data)
+    assert time.perf_counter() - started < 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from firmware_ref.errors import InputError
 from firmware_ref.graph import Quantization
 from tests.train.devices import inputs
 from train.qat import DeviceNetwork, _LearnedGrid, fixed_ranges, range_owners
@@ -187,3 +188,23 @@ def test_ranges_learned_from_the_float_output_come_nearer_to_it(
         optimizer.step()
         losses.append(float(loss.detach()))
     assert min(losses[-5:]) < 0.5 * losses[0], losses
+
+
+def test_a_range_that_runs_away_names_what_to_lower(quantized: DeviceNetwork) -> None:
+    with torch.no_grad():
+        quantized.log_scale_changes[0] = 95.0
+    with pytest.raises(InputError, match=r"diverged to a scale of .*qat\.range_learning_rate"):
+        _ = quantized.quantization
+
+
+def test_a_copy_has_grids_of_its_own(quantized: DeviceNetwork) -> None:
+    """Also after as many changes in place as the original had."""
+    for _ in range(3):
+        with torch.no_grad():
+            quantized.log_scale_changes += 0.1
+    before = dict(quantized.quantization)
+    twin = copy.deepcopy(quantized)
+    for _ in range(3):
+        with torch.no_grad():
+            twin.log_scale_changes += 0.1
+    assert dict(quantized.quantization) == before != dict(twin.quantization)

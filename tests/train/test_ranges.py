@@ -172,3 +172,16 @@ def test_least_error_keeps_the_range_of_a_uniform_sample() -> None:
 def test_least_error_ignores_infinities() -> None:
     x = np.array([0, 1, 255, np.inf, np.nan], np.float32)
     assert least_error(x).scale[0] <= 1.0
+
+
+def test_a_variance_begins_at_the_smallest_code(quantized: DeviceNetwork) -> None:
+    """Whatever a sample said: RSQRT refuses a code below its zero point."""
+    graph = quantized.graph
+    names = [graph.tensors[o.inputs[0]].name for o in graph.operators if o.kind == "RSQRT"]
+    assert names
+    odd = dict.fromkeys(names, Quantization((0.5,), (27,)))
+    ruled = under_rules(graph, {**quantized.quantization, **odd})
+    for name in names:
+        assert ruled[name].zero_point == (-128,)
+        assert ruled[name].scale[0] == pytest.approx(0.5 * 100 / 255)
+    assert under_rules(graph, ruled) == ruled
