@@ -13,8 +13,10 @@ inputs that hold real numbers (quantised or floating) and more than one element:
 shift of a normalisation that could not be folded, for instance. One-element constants (ResNorm's
 lambda and epsilon) are given, not learned, and integers without quantisation (axes, shapes,
 paddings) are no parameters. A constant read by two operators is counted at each, so that a row
-never depends on another. MACs: output elements times weights per output element of the three
-operators above; all other known operators 0; an operator not known here is reported by name.
+never depends on another, and as the challenge's counter does: ResNorm's means share constants, so
+the shipped model has 120,216 weights here and 119,767 in its manifest, which counts each buffer of
+the file once. MACs: output elements times weights per output element of the three operators above;
+all other known operators 0; an operator not known here is reported by name.
 
 ``torchinfo`` (networks) is what torchinfo 1.8 prints, and so the challenge's count of a torch
 model: convolution weights *and biases* times output positions, normalisation scale and shift
@@ -91,7 +93,7 @@ class Total:
 class Count:
     """What one subject costs; ``kind`` is ``network``, ``preset``, ``checkpoint`` or ``tflite``.
 
-    ``sizes`` gives bytes of ``weights``, ``biases`` and the ``file`` of a flatbuffer.
+    ``sizes`` gives bytes of a flatbuffer: ``weights`` and ``biases`` at each use, and the ``file``.
     ``instructions`` sums the layers' estimates by core; ``not_costed`` names the kinds of
     operators left out.
     ``not_int8`` and ``not_counted`` name tensors and operators that break the rules of

@@ -18,6 +18,8 @@ SCHEMA_VERSION = 1
 # GitHub refuses a comment of more than 65,536 characters.
 COMMENT_CHARACTERS = 60_000
 NAME_CHARACTERS = 100
+# Why the weights are more than those of the bundle's manifest, which counts what the file holds.
+SIZES_NOTE = "a constant counts at each use; the file stores it once"
 
 RED, GREEN, BOLD, RESET = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
 
@@ -78,7 +80,7 @@ def shape_text(shape: Iterable[int]) -> str:
 def total_lines(count: Count) -> list[str]:
     """A line for the bytes of a flatbuffer, and one for each convention's totals."""
     parts = ", ".join(f"{what} {size:,}" for what, size in count.sizes.items())
-    lines = [f"bytes: {parts}"] if parts else []
+    lines = [f"bytes: {parts} ({SIZES_NOTE})"] if parts else []
     if count.instructions:
         cores = ", ".join(
             f"{total / 1e6:.1f} M on {core}" for core, total in count.instructions.items()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from firmware_ref.cli import Parser
-from firmware_ref.errors import HOLDS, InputError, guarded
+from firmware_ref.errors import HOLDS, InputError, check_folder, guarded
 
 TARGETS = ("tflite-micro",)
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "esc10-report-125k.safetensors"
@@ -38,20 +37,13 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be written now rather than when the work is done."""
-    nearest = next(path for path in (out, *out.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"--out {str(out)!r}: {str(nearest)!r} is no folder to write in")
-
-
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = parser().parse_args(argv)
     if args.target not in TARGETS:
         raise InputError(f"--target {args.target!r} is unknown; known: {', '.join(TARGETS)}")
-    _check_folder(Path(args.out).absolute())
+    check_folder(args.out, "--out")
     from convert.bundle import manifest, write_bundle
     from convert.pipeline import convert
 

@@ -186,10 +186,13 @@ class _Matcher:
             if data.ndim == 4 and wanted.shape[0] == 1 < data.shape[0]:
                 data = data.transpose(3, 1, 2, 0)  # a grouped convolution's to depthwise
             return np.array_equal(data, wanted)
-        # Element-wise constants may come repeated to the size of the result.
+        # Element-wise constants may come repeated, along any axis to the size of the result there.
         wanted = wanted.transpose(self._order(operator))
-        sizes = zip(wanted.shape, data.shape, strict=False)
-        fits = data.ndim == wanted.ndim and all(w in (1, d) for w, d in sizes)
+        result = self.exported.tensors[operator.outputs[0]].shape
+        if not data.ndim == wanted.ndim == len(result):
+            return False
+        sizes = zip(wanted.shape, data.shape, result, strict=True)
+        fits = all(d == w or (w == 1 and d == r) for w, d, r in sizes)
         return fits and np.array_equal(data, np.broadcast_to(wanted, data.shape))
 
     def _constant(self, index: int) -> np.ndarray | None:

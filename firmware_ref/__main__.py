@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         help="time the interpreter beside tflite-runtime's reference kernels",
         description="Time MODEL here, one input and a batch of 64, and in tflite-runtime with the "
-        "reference kernels, in turn on this machine.",
+        "reference kernels, in turn on this machine, and warn when it is busy.",
     )
     race.set_defaults(command=_bench)
     race.add_argument("model", metavar="MODEL.tflite")
@@ -183,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
     label = wanted.labels[int(probabilities.argmax())]
     seconds = wanted.features.clip_samples / wanted.features.sample_rate_hz
     if not arguments.json:
-        print(f"{label}  ({len(cut)} windows of {seconds:g} s)")
+        print(f"{label}  ({_counted(len(cut), 'window')} of {seconds:g} s)")
         print("\n".join(_bars(wanted.labels, probabilities)))
         return HOLDS
     result = {
@@ -213,7 +213,8 @@ def _inputs(arguments: argparse.Namespace) -> int:
     np.savez(stream, inputs=np.concatenate(parts))
     write_whole(arguments.out, stream.getvalue())
     if not arguments.quiet:
-        print(f"{sum(map(len, parts))} windows of {len(parts)} sounds: {arguments.out!a}")
+        total = _counted(sum(map(len, parts)), "window")
+        print(f"{total} of {_counted(len(parts), 'sound')}: {arguments.out!a}")
     return HOLDS
 
 
@@ -235,6 +236,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(json.dumps(speed.to_dict(), indent=2))
     else:
         print("\n".join(speed.lines()))
+    if speed.warning:
+        print(f"warning: {speed.warning}", file=sys.stderr)
     return HOLDS
 
 
@@ -261,6 +264,11 @@ def _table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     ]
 
 
+def _counted(number: int, what: str) -> str:
+    """For instance ``1 window``, ``3 windows``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _progress() -> Progress:
     """One line that is rewritten on a terminal; a line for each tenth in a log."""
     terminal = sys.stderr.isatty()
@@ -268,9 +276,9 @@ def _progress() -> Progress:
     def show(done: int, total: int) -> None:
         if terminal:
             end = "\n" if done == total else ""
-            print(f"\r{done}/{total} inputs", end=end, file=sys.stderr, flush=True)
+            print(f"\r{done}/{_counted(total, 'input')}", end=end, file=sys.stderr, flush=True)
         elif done * 10 // total > (done - 1) * 10 // total:
-            print(f"{done}/{total} inputs", file=sys.stderr, flush=True)
+            print(f"{done}/{_counted(total, 'input')}", file=sys.stderr, flush=True)
 
     return show
 

@@ -19,7 +19,7 @@ import numpy as np
 from firmware_ref.fixedpoint import mbqm, quantize_multiplier
 from firmware_ref.graph import Graph, Quantization
 from firmware_ref.ops.logistic import sigmoid_codes
-from firmware_ref.scheme import INT8_MAX, INT8_MIN
+from firmware_ref.scheme import INT8_MAX, INT8_MIN, SAME_SCALE
 
 # Relative steps that are tried: last bits one by one, then twice as far each time.
 STEPS = tuple(k * 2.0**-23 for k in (*range(33), *(2**power for power in range(6, 13))))
@@ -30,21 +30,36 @@ def agreed(graph: Graph, quantization: Mapping[str, Quantization]) -> dict[str, 
 
     Applied to its own result it changes nothing. A scale with no such neighbour stays as it is
     (sigmoid inputs on scales of about 2 and above): `verify` then shows the layer.
+
+    What moves, a MUL's output or a LOGISTIC's input, is one tensor's own: the graph must be in
+    order of execution, no operator of `SAME_SCALE` may read or write that tensor, and nothing
+    decided before may rest on its scale. Graphs of `lowering.lower` hold this; it is asserted.
     """
     result = dict(quantization)
+    fixed = _tied(graph)
     for operator in graph.operators:
         sources = [graph.tensors[index] for index in operator.inputs]
         if operator.kind == "MUL":
             output = graph.name(operator)
+            assert output not in fixed, f"{output}: its scale is fixed elsewhere"
             first, second = (
                 (tensor.quantization or result[tensor.name]).scale[0] for tensor in sources
             )
             test = functools.partial(same_products, first, second)
             result[output] = _moved(result[output], test)
+            fixed |= {output, *(tensor.name for tensor in sources)}
         elif operator.kind == "LOGISTIC":
             name = sources[0].name
+            assert name not in fixed, f"{name}: its scale is fixed elsewhere"
             result[name] = _moved(result[name], same_sigmoids)
+            fixed.add(name)
     return result
+
+
+def _tied(graph: Graph) -> set[str]:
+    """Tensors whose scale another one must share."""
+    tied = [operator for operator in graph.operators if operator.kind in SAME_SCALE]
+    return {graph.tensors[i].name for o in tied for i in (*o.inputs, *o.outputs) if i != -1}
 
 
 def _moved(grid: Quantization, holds: Callable[[Quantization], bool]) -> Quantization:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import statistics
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,19 @@ from firmware_ref.run import Interpreter
 from firmware_ref.verify import random_inputs
 
 BATCH = 64
-ROUNDS = 7
+ROUNDS = 21
+# An idle machine stays below both: median of the times over the least, load over cores.
+MOST_SPREAD = 1.25
+MOST_LOAD = 0.5
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Median milliseconds an input: the reference kernels, one input here, one of a batch here.
+    """Least milliseconds an input: the reference kernels, one input here, one of a batch here.
 
-    The ratios are medians of ratios within a round, which the machine's load changes little.
+    What else runs on a machine only adds time, so the least is nearest to the work itself, and the
+    ratios are of the least. ``spread`` is the largest of the three medians over their least,
+    ``load`` the machine's load average over its cores before the measurement.
     """
 
     reference_ms: float
@@ -33,10 +38,23 @@ class Speed:
     batched_ms: float
     one_ratio: float
     batched_ratio: float
+    spread: float
+    load: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
+
+    @property
+    def warning(self) -> str | None:
+        """Why the figures may mislead, in one line, where the machine was busy."""
+        if self.spread <= MOST_SPREAD and self.load <= MOST_LOAD:
+            return None
+        return (
+            f"the machine is busy (load {self.load:.2f} a core, allowed {MOST_LOAD:g}; times "
+            f"{self.spread:.2f} times their least, allowed {MOST_SPREAD:g}): these ratios may "
+            "mislead; run again when it is idle"
+        )
 
     def lines(self) -> list[str]:
         """An aligned table for people."""
@@ -50,10 +68,11 @@ class Speed:
 
 
 def measure_speed(graph: Graph, data: bytes, rounds: int = ROUNDS) -> Speed:
-    """Time both in turn, ``rounds`` times; ``data`` are the bytes that ``graph`` was read from.
+    """Time all three in turn, ``rounds`` times; ``data`` are the bytes ``graph`` was read from.
 
     Only the output is asked for: the reference interpreter runs the file as it is.
     """
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     interpreter = Interpreter(graph)
     inputs = random_inputs(graph, BATCH, 0)
     try:
@@ -79,24 +98,31 @@ def measure_speed(graph: Graph, data: bytes, rounds: int = ROUNDS) -> Speed:
     def run_batch() -> None:
         interpreter.run(inputs)
 
-    for warm_up in (run_reference, run_one, run_batch):
+    works = (run_reference, run_one, run_batch)
+    for warm_up in works:
         warm_up()
-    times = np.array(
-        [
-            (_seconds(run_reference, 5), _seconds(run_one, 5), _seconds(run_batch, 1) / BATCH)
-            for _ in range(rounds)
-        ]
-    )
-    reference_ms, one_ms, batched_ms = (1000 * float(t) for t in np.median(times, axis=0))
-    one_ratio, batched_ratio = (
-        statistics.median((times[:, 0] / times[:, place]).tolist()) for place in (1, 2)
-    )
-    return Speed(reference_ms, one_ms, batched_ms, one_ratio, batched_ratio)
+    # In turn, so that what makes the machine slow for a while makes all of them slow.
+    seconds = np.array([[_seconds(work) for work in works] for _ in range(rounds)])
+    return _speed(seconds / (1, 1, BATCH), load)
 
 
-def _seconds(work: Callable[[], None], times: int) -> float:
-    """Mean seconds of one call."""
+def _speed(seconds: np.ndarray, load: float) -> Speed:
+    """From the seconds an input, (rounds, 3), of the reference, of one and of a batch."""
+    least = seconds.min(axis=0)
+    reference, one, batched = least.tolist()
+    return Speed(
+        reference_ms=1000 * reference,
+        one_ms=1000 * one,
+        batched_ms=1000 * batched,
+        one_ratio=reference / one,
+        batched_ratio=reference / batched,
+        spread=float((np.median(seconds, axis=0) / least).max()),
+        load=load,
+    )
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
-    for _ in range(times):
-        work()
-    return (time.perf_counter() - started) / times
+    work()
+    return time.perf_counter() - started

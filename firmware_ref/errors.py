@@ -14,6 +14,12 @@ CHECK_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+# The smallest extra of this project (pyproject.toml) that brings a package; else `convert`.
+EXTRAS = {
+    **dict.fromkeys(("soundfile", "soxr"), "audio"),
+    **dict.fromkeys(("torch", "librosa", "safetensors", "tqdm"), "train"),
+}
+
 
 class Main(Protocol):
     """A command: arguments in (``sys.argv`` where None), exit code out."""
@@ -33,7 +39,8 @@ def guarded(main: Main) -> Main:
     """Wrap a command's ``main`` so that whatever goes wrong is one line on stderr.
 
     Exit code 1 for a `CheckFailedError`, 2 for an `InputError`, a missing package, an operating
-    system that refuses, or memory that does not suffice. Any other exception is a bug and shows.
+    system that refuses, or memory that does not suffice; 130 for a `KeyboardInterrupt`, whose text,
+    if it has one, says how to go on. Any other exception is a bug and shows.
     """
 
     def run(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +51,15 @@ def guarded(main: Main) -> Main:
         except InputError as error:
             return _fail(str(error))
         except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0], "convert")
             return _fail(
-                f"this command needs the package {error.name!r}; pip install 'tinyscene[convert]'"
+                f"this command needs the package {error.name!r}; pip install 'tinyscene[{extra}]'"
             )
         except MemoryError:
             return _fail("the input needs more memory than there is; give fewer or smaller ones")
-        except KeyboardInterrupt:
-            print("interrupted; nothing half-written was left behind", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            said = str(error) or "interrupted; nothing half-written was left behind"
+            print(_one_line(said), file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:
             # The reader (head, less) went away before the verdict: that is no success.
@@ -66,12 +75,15 @@ def guarded(main: Main) -> Main:
 
 
 def _fail(message: str, code: int = BAD_INPUT) -> int:
-    """One line on stderr, control characters and what the terminal cannot show escaped."""
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _one_line(message: str) -> str:
+    """One line for stderr, control characters and what the terminal cannot show escaped."""
     line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))
     encoding = sys.stderr.encoding or "ascii"
-    line = line.encode(encoding, errors="backslashreplace").decode(encoding)
-    print(f"error: {line}", file=sys.stderr)
-    return code
+    return line.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def read_bytes(path: str | Path, limit_bytes: int, what: str) -> bytes:
@@ -91,13 +103,31 @@ def read_bytes(path: str | Path, limit_bytes: int, what: str) -> bytes:
         raise InputError(f"{what} {str(path)!r} cannot be read: {reason}; check the path") from None
 
 
+def check_folder(path: str | Path, option: str) -> None:
+    """Refuse a folder that cannot be made or written in, before the work whose result it takes.
+
+    ``option`` is what the user gave it by, ``--out``. Nothing is left behind.
+    """
+    try:
+        folder = _followed(path)
+        nearest = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+        # Only trying tells: for root every folder is writable by its permissions, /proc too.
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".tinyscene-"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {str(path)!r} cannot be written in: {error.strerror or error}; give another "
+            "folder"
+        ) from None
+
+
 def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file whole or not at all: a temporary name beside it, then a rename.
 
     A link is followed; what exists and is no regular file (a folder, a device) is refused.
     """
     try:
-        path = Path(path).resolve()
+        path = _followed(path)
         if path.exists() and not path.is_file():
             raise InputError(f"{str(path)!r} is no regular file; give the path of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +145,11 @@ def write_whole(path: str | Path, data: bytes) -> None:
         raise InputError(
             f"{str(path)!r} cannot be written: {reason}; give a writable --out"
         ) from None
+
+
+def _followed(path: str | Path) -> Path:
+    """The path, absolute, behind its links; `Path.resolve` raises RuntimeError for a loop."""
+    return Path(os.path.realpath(path))
 
 
 def _umask() -> int:

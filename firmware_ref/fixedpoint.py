@@ -38,6 +38,17 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     return q, shift
 
 
+def quantize_multipliers(reals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`quantize_multiplier` of each of (C,) float64 reals >= 0: two int64 arrays (C,)."""
+    fraction, exponent = np.frexp(reals)
+    q = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
+    shift = exponent.astype(np.int64)
+    carried = q == 2**31
+    q, shift = np.where(carried, q // 2, q), shift + carried
+    flushed = shift < -31
+    return np.where(flushed, 0, q), np.where(flushed, 0, shift)
+
+
 def srdhm(a: Integers, b: Integers) -> np.ndarray:
     """Rounded high half of ``2 a b``: SaturatingRoundingDoublingHighMul (NEON VQRDMULH).
 

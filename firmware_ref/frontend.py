@@ -17,8 +17,9 @@ def network_input(features: np.ndarray, mean: Sequence[float], std: Sequence[flo
     features takes the first ones.
     """
     channels = len(mean)
-    x = np.asarray(features, np.float32)[..., :channels]
-    return (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    with np.errstate(over="ignore"):  # infinity is quantised like any other large value
+        x = np.asarray(features, np.float32)[..., :channels]
+        return (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -17,6 +17,11 @@ from firmware_ref.ops.node import Kernel
 # of a call, few enough to stay in cache.
 BATCH = 16
 CHUNK_ELEMENTS = 1 << 16
+# Elements that all operators together may read and write, each counted at every use: one constant
+# that thousands of operators share would make hours of preparation of a small file.
+MAX_USED_ELEMENTS = 1 << 25
+# Of the input and the output, whose reals are float32.
+LARGEST_SCALE = 1e30
 
 
 class Interpreter:
@@ -32,6 +37,7 @@ class Interpreter:
         self.output = _only(graph, graph.outputs, "output")
         if self.output.data is not None:
             raise InputError(f"graph output {self.output.name!r} is a constant")
+        _check_size(graph)
         self._steps = [
             (
                 _in_chunks(prepare(operator, graph), graph.tensors[operator.outputs[0]]),
@@ -94,6 +100,16 @@ class Interpreter:
         return dead
 
 
+def _check_size(graph: Graph) -> None:
+    uses = (i for o in graph.operators for i in (*o.inputs, *o.outputs) if i != -1)
+    elements = sum(math.prod(graph.tensors[index].shape) for index in uses)
+    if elements > MAX_USED_ELEMENTS:
+        raise InputError(
+            f"the graph's operators read and write {elements:,} elements in all; at most "
+            f"{MAX_USED_ELEMENTS:,} can be run; give a smaller model"
+        )
+
+
 def _in_chunks(kernel: Kernel, output: Tensor) -> Kernel:
     """The kernel on a few examples after another, where together they would leave the cache."""
     size = max(CHUNK_ELEMENTS // math.prod(output.shape), 1)
@@ -117,6 +133,11 @@ def _only(graph: Graph, indices: tuple[int, ...], what: str) -> Tensor:
         raise InputError(
             f"graph {what} {tensor.name!r} has dtype={tensor.dtype}; only full INT8 models can be "
             "run; convert with `python -m convert --target tflite-micro`"
+        )
+    if not tensor.quantization.scale[0] < LARGEST_SCALE:
+        raise InputError(
+            f"graph {what} {tensor.name!r} has scale={tensor.quantization.scale[0]}; allowed is "
+            f"less than {LARGEST_SCALE:g}, so that a float32 holds every value; retrain"
         )
     if len(tensor.shape) < 2 or tensor.shape[0] != 1:
         raise InputError(f"graph {what} {tensor.name!r} has shape={tensor.shape}; batch must be 1")

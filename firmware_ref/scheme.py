@@ -46,13 +46,16 @@ def weight_scale(weight: np.ndarray, bias: np.ndarray, input_scale: float, axis:
     """Float32 scales, (O,), of convolution weights with output channels on ``axis``.
 
     ``max |w| / 127`` a channel. One whose weights all but vanish beside its bias gets a larger
-    scale, so that the bias stays within ``BIAS_LIMIT`` steps of ``input_scale * scale``.
+    scale, so that the bias stays within ``BIAS_LIMIT`` steps of ``input_scale * scale``, but for
+    the rounding of float32. One too small for float32 gets 1.
     """
     others = tuple(a for a in range(np.ndim(weight)) if a != axis)
     scale = np.abs(np.asarray(weight, np.float32)).max(axis=others) / np.float32(WEIGHT_MAX)
-    floor = np.abs(np.asarray(bias, np.float32)) / np.float32(BIAS_LIMIT * float(input_scale))
+    with np.errstate(over="ignore"):  # a scale of infinity is refused by who reads the file
+        floor = np.abs(np.asarray(bias, np.float32)) / np.float32(BIAS_LIMIT * float(input_scale))
     scale = np.maximum(scale, floor)
-    return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+    smaller = np.minimum(scale, bias_scale(input_scale, scale))
+    return np.where(smaller < np.finfo(np.float32).tiny, np.float32(1), scale)
 
 
 def quantize_weight(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
@@ -65,18 +68,26 @@ def quantize_weight(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndar
 
 def bias_scale(input_scale: float, scale: np.ndarray) -> np.ndarray:
     """Float32 scales, (O,), of an int32 bias: ``s_in * s_w``."""
-    return np.float32(input_scale) * np.asarray(scale, np.float32)
+    with np.errstate(over="ignore"):
+        return np.float32(input_scale) * np.asarray(scale, np.float32)
 
 
 def quantize_bias(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(O,) float32 to int32: ``round_half_even(b / scale)``, computed in float64."""
+    """(O,) float32 to int32 within `BIAS_LIMIT`: ``round_half_even(b / scale)`` in float64.
+
+    `weight_scale` keeps biases there but for a few hundred steps, which float32 may round away.
+    """
     steps = np.rint(np.asarray(bias, np.float64) / np.asarray(scale, np.float64))
-    return np.clip(steps, -(2**31), 2**31 - 1).astype(np.int32)
+    return np.clip(steps, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
 
 
 def quantize(x: np.ndarray, quantization: Quantization) -> np.ndarray:
-    """Reals to int8 under a per-tensor quantisation, rounding half to even in float32."""
-    steps = np.rint(np.asarray(x, np.float32) / np.float32(quantization.scale[0]))
+    """Reals to int8 under a per-tensor quantisation, rounding half to even in float32.
+
+    What float32 cannot hold saturates like any other large value.
+    """
+    with np.errstate(over="ignore"):
+        steps = np.rint(np.asarray(x, np.float32) / np.float32(quantization.scale[0]))
     return np.clip(steps + quantization.zero_point[0], INT8_MIN, INT8_MAX).astype(np.int8)
 
 

@@ -21,8 +21,8 @@ def bias_of(node: Node, channels: int) -> np.ndarray:
     return bias.astype(np.int64)
 
 
-def weight_scales(node: Node, channels: int, axis: int) -> tuple[float, ...]:
-    """One or ``channels`` scales of the int8 weights of input 1, whose zero points must be 0."""
+def weight_scales(node: Node, channels: int, axis: int) -> np.ndarray:
+    """One or ``channels`` float64 scales of input 1, int8 weights whose zero points must be 0."""
     tensor = node.tensor(1)
     found = tensor.quantization
     if tensor.dtype != "int8" or found is None or any(found.zero_point):
@@ -32,7 +32,7 @@ def weight_scales(node: Node, channels: int, axis: int) -> tuple[float, ...]:
             f"weights have {len(found.scale)} scales along axis {found.axis}; allowed are 1, or "
             f"{channels} along axis {axis}"
         )
-    return found.scale
+    return np.array(found.scale, np.float64)
 
 
 def staircase(
@@ -48,7 +48,7 @@ def staircase(
         raise node.error(f"the int32 sum can reach {worst.max():,}; at most 2^31 - 1 is allowed")
     out = node.affine(node.output)
     scales = weight_scales(node, len(weights), axis)
-    multiplier, shift = node.multipliers(source.scale * s / out.scale for s in scales)
+    multiplier, shift = node.multipliers(source.scale * scales / out.scale)
     low, high = node.clamp()
     return Staircase(bias, multiplier, shift, out.zero_point, low, high)
 

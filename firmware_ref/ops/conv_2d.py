@@ -10,7 +10,7 @@ import numpy as np
 from firmware_ref import graph as limits
 from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
-from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest
+from firmware_ref.ops.requantization import PROVED, FloatStaircase, Staircase, fastest
 from firmware_ref.ops.window import Window, offset, window
 
 
@@ -51,6 +51,7 @@ def prepare(node: Node) -> Kernel:
         raise node.error(f"input {source.shape} and filter {filters.shape} are too large to run")
     weights = filters.reshape(channels, -1)
     exact = staircase(node, affine, weights, bias_of(node, channels), axis=0)
-    requantize, dtype = fastest(exact, largest_sum(affine, weights), place.width.output)
+    largest = largest_sum(affine, weights)
+    requantize, dtype = fastest(exact, largest, place.width.output, node.share(PROVED))
     stored = np.ascontiguousarray(weights.T.astype(dtype))
     return Conv2D(place, affine.zero_point, stored, requantize)

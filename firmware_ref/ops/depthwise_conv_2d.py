@@ -8,8 +8,11 @@ import numpy as np
 
 from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
-from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest
+from firmware_ref.ops.requantization import PROVED, FloatStaircase, Staircase, fastest
 from firmware_ref.ops.window import Window, offset, window
+
+# Elements that the weights of a graph's depthwise convolutions may have, repeated along rows.
+TILED = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,10 @@ def prepare(node: Node) -> Kernel:
     place = window(node, source, (filters.shape[1], filters.shape[2]), dilated=True)
     node.check_output_shape((1, place.height.output, place.width.output, channels))
     weights = filters.reshape(-1, channels)
+    if weights.size * place.width.output > node.share(TILED):
+        raise node.error(f"input {source.shape} and filter {filters.shape} are too large to run")
     exact = staircase(node, affine, weights.T, bias_of(node, channels), axis=3)
-    requantize, dtype = fastest(exact, largest_sum(affine, weights.T), place.width.output)
+    largest = largest_sum(affine, weights.T)
+    requantize, dtype = fastest(exact, largest, place.width.output, node.share(PROVED))
     stored = np.tile(weights, place.width.output).astype(dtype)
     return DepthwiseConv2D(place, affine.zero_point, stored, multiplier, requantize)

@@ -19,6 +19,9 @@ INT8_CODES = np.arange(256, dtype=np.uint8).view(np.int8)
 SMALLEST_TABLED_MAP = 4096
 """Elements of one example from which a table of all pairs pays."""
 
+MOST_PAIR_TABLES = 1000
+"""In a graph: each takes a millisecond and 64 KB."""
+
 
 def look_up(table: np.ndarray, x: np.ndarray) -> np.ndarray:
     """``table[x]`` for int8 ``x`` and a table in the order of `INT8_CODES`."""
@@ -155,7 +158,7 @@ def binary(node: Node, inputs: Operands, compute: Compute) -> Kernel:
         table, varying = Table(compute(first, second)), one_value.index(False)
         # The operand in its padded shape: a constant of a higher rank gives the output its own.
         return lambda x: table(inputs(x)[varying])
-    if math.prod(node.output.shape) < SMALLEST_TABLED_MAP:
+    if math.prod(node.output.shape) < SMALLEST_TABLED_MAP or not node.share(MOST_PAIR_TABLES):
         return Binary(inputs, compute)
     entries = compute(INT8_CODES[None, :], INT8_CODES[:, None])
     return PairTable(inputs, entries.reshape(-1))

@@ -10,7 +10,7 @@ import numpy as np
 
 from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
-from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest
+from firmware_ref.ops.requantization import PROVED, FloatStaircase, Staircase, fastest
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def prepare(node: Node) -> Kernel:
     if len(exact.multiplier) == 1:
         multiplier, shift = _float32_multiplier(node, affine.scale)
         exact = dataclasses.replace(exact, multiplier=multiplier, shift=shift)
-    requantize, dtype = fastest(exact, largest_sum(affine, weights), 1)
+    requantize, dtype = fastest(exact, largest_sum(affine, weights), 1, node.share(PROVED))
     stored = np.ascontiguousarray(weights.T.astype(dtype))
     return FullyConnected(node.output.shape, affine.zero_point, stored, requantize)
 
@@ -65,4 +65,4 @@ def _float32_multiplier(node: Node, input_scale: float) -> tuple[np.ndarray, np.
     quantization = node.tensor(1).quantization
     assert quantization is not None
     product = float(np.float32(input_scale) * np.float32(quantization.scale[0]))
-    return node.multipliers([product / node.affine(node.output).scale])
+    return node.multipliers(np.array([product / node.affine(node.output).scale]))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from firmware_ref.errors import InputError
-from firmware_ref.fixedpoint import quantize_multiplier
+from firmware_ref.fixedpoint import quantize_multiplier, quantize_multipliers
 from firmware_ref.graph import Graph, Operator, Tensor
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
@@ -158,10 +158,17 @@ class Node:
             raise self.error(f"scales give a multiplier of {real:.3g}; allowed is less than 2^30")
         return quantize_multiplier(real)
 
-    def multipliers(self, reals: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
+    def multipliers(self, reals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`multiplier` of each: int64 arrays of significands and shifts, one entry a channel."""
-        pairs = [self.multiplier(real) for real in reals]
-        return np.array([q for q, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
+        self.multiplier(float(reals.max()))
+        return quantize_multipliers(reals)
+
+    def share(self, total: int) -> int:
+        """This operator's part of a cost that a graph's operators share evenly.
+
+        A file of a few megabytes can hold thousands of operators: what one may cost depends on it.
+        """
+        return total // len(self.graph.operators)
 
     def check_output_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse an output whose shape in the file is not the one its inputs give."""

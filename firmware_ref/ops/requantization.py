@@ -21,6 +21,8 @@ SIGN = np.uint64(1 << 63)
 EXACT_IN_FLOAT32 = 2**24
 # The proof keeps 255 steps a channel in memory.
 MOST_PROVED_CHANNELS = 4096
+# A channel's proof takes some 25 us, so those of a whole graph take two seconds.
+PROVED = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +94,14 @@ class FloatStaircase:
 
 
 def fastest(
-    exact: Staircase, largest_sum: np.ndarray, positions: int
+    exact: Staircase, largest_sum: np.ndarray, positions: int, most_proved: int
 ) -> tuple[Staircase | FloatStaircase, type[np.floating]]:
     """The fastest proved form, and the dtype in which the sums must come.
 
     ``largest_sum`` (C,) bounds the magnitude of every partial sum without the bias; BLAS then sums
     exactly in float32 below 2**24 and in float64 below 2**53. ``positions`` of a map lie in one
-    row.
+    row. More channels than ``most_proved`` or `MOST_PROVED_CHANNELS` stay exact: they would take
+    long to prove.
     """
     dtype = np.float32 if largest_sum.max() < EXACT_IN_FLOAT32 else np.float64
     channels = len(largest_sum)
@@ -106,7 +109,8 @@ def fastest(
         np.broadcast_to(part, (channels,)) for part in (exact.multiplier, exact.shift, exact.bias)
     )
     # mbqm wraps at 32 bits where it shifts left: no staircase.
-    if channels > MOST_PROVED_CHANNELS or (shift > 0).any() or (multiplier == 0).any():
+    too_many = channels > min(most_proved, MOST_PROVED_CHANNELS)
+    if too_many or (shift > 0).any() or (multiplier == 0).any():
         return exact, dtype
     full = Staircase(bias, multiplier, shift, exact.zero_point, exact.low, exact.high)
     real = full.real_multiplier

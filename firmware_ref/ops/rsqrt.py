@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from firmware_ref.errors import InputError
 from firmware_ref.fixedpoint import inverse_sqrt_multiplier, mbqm
 from firmware_ref.ops.elementwise import INT8_CODES, look_up
-from firmware_ref.ops.node import Affine, Kernel, Node
+from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.ops.unary import unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
@@ -39,21 +40,20 @@ class Rsqrt:
 def prepare(node: Node) -> Kernel:
     """A value equal to the zero point gives 127, whatever the scales."""
     source, out = unary(node)
-    codes = INT8_CODES.astype(np.int64)
     # The root of a float32 and the product with one, in float32 as in tflite-runtime.
     product = np.sqrt(np.float32(source.scale)) * np.float32(out.scale)
     if not product > 0:
         raise node.error(f"scales {source.scale} and {out.scale} are too small")
-    multiplier = node.multiplier(1.0 / float(product))
-    table = [_entry(int(code) - source.zero_point, multiplier, out) for code in codes]
-    return Rsqrt(node.output.name, source.zero_point, np.array(table, np.int8))
+    significand, exponent = node.multiplier(1.0 / float(product))
+    values = INT8_CODES.astype(np.int64) - source.zero_point
+    roots = _roots()[np.maximum(values, 0)]
+    results = mbqm(roots, significand, exponent - FRACTION_BITS) + out.zero_point
+    table = np.where(values > 0, np.clip(results, INT8_MIN, INT8_MAX), INT8_MAX)
+    return Rsqrt(node.output.name, source.zero_point, table.astype(np.int8))
 
 
-def _entry(value: int, multiplier: tuple[int, int], out: Affine) -> int:
-    if value <= 0:
-        return INT8_MAX
-    q, shift = inverse_sqrt_multiplier(value)
-    root = int(mbqm(1, q, shift + FRACTION_BITS))
-    significand, exponent = multiplier
-    result = int(mbqm(root, significand, exponent - FRACTION_BITS)) + out.zero_point
-    return min(max(result, INT8_MIN), INT8_MAX)
+@functools.cache
+def _roots() -> np.ndarray:
+    """``1 / sqrt(value)`` with `FRACTION_BITS`, int64 (256,), of every value a code can have."""
+    pairs = [inverse_sqrt_multiplier(value) for value in range(256)]
+    return np.array([int(mbqm(1, q, shift + FRACTION_BITS)) for q, shift in pairs])

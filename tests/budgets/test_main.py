@@ -150,6 +150,7 @@ def test_float_flatbuffer_breaks_the_int8_rule(
     ("argv", "words"),
     [
         (["nope"], ["'nope'", *PRESETS]),
+        (["cuont", "report-125k"], ["'cuont'", *PRESETS, ".tflite"]),
         ([""], ["unknown subject ''"]),
         (["missing.tflite"], ["missing.tflite"]),
         (["missing.safetensors"], ["missing.safetensors"]),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from budgets.count import count_graph
+from budgets.report import total_lines
 from convert.bundle import write_bundle
 from convert.pipeline import Conversion
 from firmware_ref.arch import Network, layers
@@ -151,6 +154,23 @@ def given_means(converted: Converted) -> tuple[int, int]:
             weights += 2 * (channels + 1 + frames + 1)
             macs += 2 * (bands * frames * channels + bands * frames)
     return weights, macs
+
+
+def test_the_budget_counts_a_shared_constant_at_each_use(converted: Converted) -> None:
+    """What the budget has over the manifest: the means' weights again, and lambda left out."""
+    manifest = json.loads((converted.folder / "manifest.json").read_text())["model"]
+    graph = parse(converted.model)
+    uses = Counter(i for operator in graph.operators for i in operator.inputs if i != -1)
+    again = sum(
+        (uses[index] - 1) * math.prod(tensor.shape)
+        for index, tensor in enumerate(graph.tensors)
+        if tensor.data is not None and tensor.dtype == "int8" and tensor.name != "res_norm.lambda"
+    )
+    count = count_graph(graph, "model.tflite", len(converted.model))
+    assert count.sizes["weights"] == manifest["bytes_by_part"]["weights"] - 1 + again
+    assert again > 0
+    (line,) = (line for line in total_lines(count) if line.startswith("bytes: "))
+    assert line.endswith("(a constant counts at each use; the file stores it once)")
 
 
 def test_the_reports_figures(report: Converted) -> None:

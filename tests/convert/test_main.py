@@ -255,11 +255,36 @@ def test_a_checkpoint_that_says_too_little(
 def test_a_folder_that_cannot_be_written_is_refused_first(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
 ) -> None:
+    """Before a stage is said to begin; root may write to /proc, but make nothing there."""
     (tmp_path / "file").write_bytes(b"")
-    out = tmp_path / "file" / "bundle"
-    assert main(["--target", "tflite-micro", "--checkpoint", str(good), "--out", str(out)]) == 2
-    captured = capsys.readouterr()
-    assert "is no folder to write in" in captured.err and len(captured.err.splitlines()) == 1
+    for out in (tmp_path / "file" / "bundle", Path("/proc/bundle")):
+        assert main(["--target", "tflite-micro", "--checkpoint", str(good), "--out", str(out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: --out '{out}' cannot be written in: ")
+
+
+@pytest.mark.usefixtures("instant")
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ({"stage2.res_norm": 2.0**20, "classifier": 2.0**-30}, "CONV_2D 'classifier': scales give"),
+        ({"stage1.block2.mean": 2.0**-39}, "SUB 'stage1.block2.mean': input scales"),
+    ],
+)
+def test_scales_that_no_kernel_can_run_are_refused_before_anything_is_written(
+    refusal: Callable[..., str],
+    small: Converted,
+    tmp_path: Path,
+    scales: dict[str, float],
+    words: str,
+) -> None:
+    """The checkpoint can be read, and its network exported: the multipliers are out of reach."""
+    _, device = qat_checkpoint.load(small.checkpoint)
+    absurd = {name: Quantization((scale,), (0,)) for name, scale in scales.items()}
+    grids = {**device.quantization, **absurd}
+    device.set_quantization(under_rules(device.graph, grids))
+    qat_checkpoint.save(tmp_path / "absurd.safetensors", device, identity(SMALL))
+    assert words in refusal(tmp_path / "absurd.safetensors")
 
 
 def test_a_network_over_the_limits_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:

@@ -97,6 +97,18 @@ def test_element_wise_constants_may_be_repeated(draft: Draft, device: DeviceNetw
     refused(draft, device, f"ADD '{layer}'")
 
 
+@pytest.mark.parametrize("axis", range(4))
+def test_constants_repeated_beyond_the_result_are_refused(
+    draft: Draft, device: DeviceNetwork, axis: int
+) -> None:
+    """Of the right values, but of a size that the result does not have: it would have another."""
+    layer = "stage1.res_norm.gain"
+    shape = list(draft.tensors[draft.tensor(layer)].shape)
+    shape[axis] += 1
+    draft.data(layer, 1, lambda value: np.broadcast_to(value, shape).copy())
+    refused(draft, device, f"ADD '{layer}'")
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_a_1x1_convolution_pads_nothing_either_way(
     draft: Draft, device: DeviceNetwork, padding: str

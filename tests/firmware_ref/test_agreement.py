@@ -67,6 +67,26 @@ def test_sigmoids_that_differ_are_moved_together(zero_point: int) -> None:
     assert verify(parse(data), data, inputs, list(ORACLES.values())).ok
 
 
+@pytest.mark.parametrize(
+    ("operators", "name"),
+    [
+        ([("MUL", (0, 1), 2), ("MAX_POOL_2D", (2,), 3)], "t2"),
+        ([("MAX_POOL_2D", (0,), 1), ("LOGISTIC", (1,), 2)], "t1"),
+        ([("MUL", (0, 1), 2), ("LOGISTIC", (0,), 3)], "t0"),
+        ([("MUL", (2, 1), 3), ("MUL", (0, 1), 2)], "t2"),
+    ],
+    ids=["a product is pooled", "a sigmoid's input is pooled", "read before", "out of order"],
+)
+def test_a_scale_that_is_not_its_tensors_own_is_a_bug_of_the_caller(
+    operators: list[tuple[str, tuple[int, ...], int]], name: str
+) -> None:
+    tensors = tuple(Tensor(f"t{number}", (1, 2), "int8") for number in range(4))
+    made = tuple(Operator(kind, sources, (output,)) for kind, sources, output in operators)
+    grids = dict.fromkeys((t.name for t in tensors), Quantization((0.1,), (0,)))
+    with pytest.raises(AssertionError, match=f"{name}: its scale is fixed elsewhere"):
+        agreed(Graph(tensors, made, (0,), (3,)), grids)
+
+
 def test_a_scale_without_such_a_neighbour_stays() -> None:
     coarse = Quantization((9.5,), (0,))
     assert not same_sigmoids(coarse)

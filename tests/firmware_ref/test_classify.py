@@ -29,6 +29,11 @@ def test_metadata(model_bytes: bytes) -> None:
     assert (found.mean, found.std) == ((-8.0, 0.0, 0.0), (3.0, 0.3, 0.1))
 
 
+def test_features_of_any_size_are_quantised(model_bytes: bytes) -> None:
+    found = Classifier(parse(model_bytes)).quantize(np.array([[[[1e300, -3e38, np.inf]]]]))
+    assert found.tolist() == [[[[127, -128, 127]]]]
+
+
 def test_absent_metadata_is_said(model_bytes: bytes) -> None:
     with pytest.raises(InputError, match="no metadata 'tinyscene'"):
         model_metadata(replace(parse(model_bytes), metadata={}))

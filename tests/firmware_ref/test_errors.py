@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from firmware_ref.errors import (
     INTERRUPTED,
     CheckFailedError,
     InputError,
+    check_folder,
     guarded,
     read_bytes,
     write_whole,
@@ -58,6 +61,32 @@ def test_an_interruption_is_one_line_and_its_own_exit_code(
     assert capsys.readouterr().err.splitlines() == [
         "interrupted; nothing half-written was left behind"
     ]
+
+
+def test_an_interruption_may_say_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        command(KeyboardInterrupt("stopped after epoch 3;\n --resume goes on"))([]) == INTERRUPTED
+    )
+    assert capsys.readouterr().err == "stopped after epoch 3; --resume goes on\n"
+
+
+def test_a_missing_package_is_answered_with_the_extra_that_brings_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By pyproject.toml: the smallest extra that lists it, `convert` for all the rest."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    listed = {
+        re.split(r"[>=<\[]", requirement)[0]: name
+        for name in ("convert", "train", "audio")
+        for requirement in extras[name]
+    }
+    del listed["tinyscene"]
+    assert listed["torch"] == "train" and listed["soxr"] == "audio"
+    for package, extra in {**listed, "torch.nn": "train", "unheard_of": "convert"}.items():
+        assert command(ModuleNotFoundError("no", name=package))([]) == BAD_INPUT
+        (line,) = capsys.readouterr().err.splitlines()
+        assert repr(package) in line and line.endswith(f"pip install 'tinyscene[{extra}]'")
 
 
 def test_a_reader_that_went_away_gets_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +137,33 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 # Writing
 
 
+@pytest.mark.parametrize("name", ["", "new", "new/folder", "link", "broken"])
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "broken").symlink_to(tmp_path / "target")
+    before = sorted(tmp_path.iterdir())
+    check_folder(tmp_path / name, "--out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.iterdir())
+    for path in (
+        tmp_path / "file",
+        tmp_path / "file" / "a" / "b",
+        tmp_path / "loop",
+        tmp_path / "loop" / "a",
+        tmp_path / ("x" * 300) / "a",
+        Path("/proc/tinyscene/a"),  # which permissions alone would let root make
+    ):
+        with pytest.raises(InputError, match=r"cannot be written in: .*; give another") as caught:
+            check_folder(path, "--out")
+        assert str(caught.value).startswith(f"--out {str(path)!r}")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_file_is_written_with_its_folders_and_replaces_another(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.bin"
     write_whole(path, b"old and longer")
@@ -146,10 +202,12 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
     reasons = {
         tmp_path / "file" / "a": "cannot be written",
         tmp_path / ("x" * 300): "cannot be written",
+        tmp_path / "loop" / "a": "cannot be written",
         tmp_path: "is no regular file",
         tmp_path / "pipe": "is no regular file",
     }
@@ -170,7 +228,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     ("error", "code", "message"),
     [
         (CheckFailedError("over"), CHECK_FAILED, "error: over"),
-        (ModuleNotFoundError("no", name="torch"), BAD_INPUT, "pip install 'tinyscene[convert]'"),
+        (ModuleNotFoundError("no", name="torch"), BAD_INPUT, "pip install 'tinyscene[train]'"),
         (MemoryError(), BAD_INPUT, "more memory than there is"),
         (OSError(28, "No space left on device"), BAD_INPUT, "No space left on device"),
         (InputError("a\x1b[31mb"), BAD_INPUT, "error: a\\x1b[31mb"),

@@ -11,33 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware_ref import fixedpoint as fp
+from tests.firmware_ref.c_text import c_mbqm, c_rdpot, c_srdhm
 
 LOW, HIGH = fp.INT32_MIN, fp.INT32_MAX
 EDGES = [LOW, LOW + 1, -(2**30) - 1, -(2**30), -3, -2, -1, 0, 1, 2, 3, 2**30 - 1, 2**30, HIGH]
 INT32 = st.one_of(st.sampled_from(EDGES), st.integers(LOW, HIGH))
-
-
-def c_divide(a: int, b: int) -> int:
-    """C's integer division, toward zero."""
-    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-
-
-def c_srdhm(a: int, b: int) -> int:
-    if a == b == LOW:
-        return HIGH
-    product = a * b
-    nudge = 2**30 if product >= 0 else 1 - 2**30
-    return c_divide(product + nudge, 2**31)
-
-
-def c_rdpot(x: int, exponent: int) -> int:
-    mask = (1 << exponent) - 1
-    return (x >> exponent) + ((x & mask) > (mask >> 1) + (x < 0))
-
-
-def c_mbqm(x: int, q: int, shift: int) -> int:
-    shifted = (x * 2 ** max(shift, 0) + 2**31) % 2**32 - 2**31
-    return c_rdpot(c_srdhm(shifted, q), max(-shift, 0))
 
 
 @given(INT32, INT32)
@@ -101,6 +79,28 @@ def test_mbqm_keeps_its_argument() -> None:
 )
 def test_quantize_multiplier(real: float, expected: tuple[int, int]) -> None:
     assert fp.quantize_multiplier(real) == expected
+
+
+# Next to a half of the last bit, and where the shift grows or is flushed.
+NEAR = [
+    (2**30 + k + half) * 2.0**e
+    for k in (0, 2**30 - 1)
+    for half in (0.4999999, 0.5)
+    for e in (-31, 0)
+]
+REALS = st.one_of(
+    st.floats(0, 2.0**30),
+    st.integers(-40, 29).map(lambda exponent: 2.0**exponent),
+    st.sampled_from([0.0, 5e-324, 1 - 2.0**-40, (1 - 2.0**-33) * 2.0**-31, 2.0**-32, *NEAR]),
+)
+
+
+@given(st.lists(REALS, min_size=1, max_size=20))
+def test_many_multipliers_are_each_one(reals: list[float]) -> None:
+    significands, shifts = fp.quantize_multipliers(np.array(reals))
+    assert significands.dtype == shifts.dtype == np.int64
+    found = list(zip(significands.tolist(), shifts.tolist(), strict=True))
+    assert found == [fp.quantize_multiplier(real) for real in reals]
 
 
 @given(st.floats(2.0**-30, 2.0**30))

@@ -129,6 +129,20 @@ def test_run_text(model: Path, sound: Path, capsys: pytest.CaptureFixture[str]) 
     assert printed.err == ""
 
 
+def test_one_of_a_thing_is_said_so(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = tmp_path / "short.wav"
+    soundfile.write(sound, np.zeros(30_000), 44_100)
+    assert run(["run", model, sound]) == 0
+    printed = capsys.readouterr()
+    assert "(1 window of 1 s)" in printed.out and "1/1 input\n" in printed.err
+    assert run(["inputs", model, sound, "--out", tmp_path / "in.npz"]) == 0
+    assert capsys.readouterr().out.startswith("1 window of 1 sound: ")
+    assert run(["inputs", model, sound, sound, "--out", tmp_path / "in.npz"]) == 0
+    assert capsys.readouterr().out.startswith("2 windows of 2 sounds: ")
+
+
 def test_run_on_a_recording(
     model: Path, audio_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +219,13 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert run(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
+
+
+def test_a_mistyped_command_is_told_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verfy", "model.tflite"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for word in ("'verfy'", "'verify'", "'run'", "'inputs'", "'signals'", "'bench'", "--help"):
+        assert word in line
 
 
 @pytest.mark.parametrize("kind", ["TANH", "CUSTOM:Mystery", "STABLEHLO_CASE"])

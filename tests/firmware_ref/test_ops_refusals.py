@@ -206,6 +206,21 @@ def test_refuses_a_sum_that_could_overflow() -> None:
     refused(model, "int32 sum can reach")
 
 
+@pytest.mark.parametrize("operators", [1, 64])
+def test_refuses_weights_too_large_to_be_repeated(operators: int) -> None:
+    """Depthwise weights are repeated along a row; the operators of a graph share the room."""
+    frames = 2**14 // operators
+    model = Model()
+    x = model.tensor("x", (1, 1, frames, 1), 0.5, 0)
+    w = model.tensor("c", (1, 1, 2**13, 1), 0.5, 0, np.ones(2**13))
+    for number in range(operators):
+        y = model.tensor(f"{number or 'layer'}", (1, 1, frames, 1), 0.5, 0)
+        model.add("DEPTHWISE_CONV_2D", [x, w], [y], **CONV, depthMultiplier=1, dilationWFactor=1)
+    graph = parse(model.pack([x], [y]))
+    with pytest.raises(InputError, match=r"'layer': input .* are too large to run"):
+        prepare(graph.operators[0], graph)
+
+
 def test_refuses_two_constants_and_changed_scales() -> None:
     model = Model()
     model.tensor("x", (1, 4), 0.5, 0)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_ref.fixedpoint import mbqm, quantize_multiplier
-from firmware_ref.ops.requantization import FloatStaircase, Staircase, fastest, proved
+from firmware_ref.fixedpoint import quantize_multiplier
+from firmware_ref.graph import Graph, parse
+from firmware_ref.ops import prepare, requantization
+from firmware_ref.ops.requantization import (
+    MOST_PROVED_CHANNELS,
+    PROVED,
+    FloatStaircase,
+    Staircase,
+    fastest,
+    proved,
+)
+from tests.firmware_ref.build import Model
+from tests.firmware_ref.c_text import c_mbqm
 from tests.firmware_ref.parts import few
 
 # Reals of one channel: any, powers of two (whose steps are ties), and next to powers of two.
@@ -52,7 +64,8 @@ def by_definition(exact: Staircase, sums: np.ndarray) -> np.ndarray:
     result = np.empty(sums.shape, np.int8)
     for place, value in np.ndenumerate(sums):
         c = place[-1]
-        scaled = int(mbqm(int(value + exact.bias[c]), exact.multiplier[c], exact.shift[c]))
+        total = int(value) + int(exact.bias[c])
+        scaled = c_mbqm(total, int(exact.multiplier[c]), int(exact.shift[c]))
         result[place] = min(max(scaled + exact.zero_point, exact.low), exact.high)
     return result
 
@@ -72,7 +85,7 @@ def test_equal_on_every_sum_of_a_small_range(
     channels = len(exact.bias)
     # Moved so that the steps lie inside the range and not beyond it.
     exact = replace(exact, bias=np.clip(exact.bias, -largest, largest))
-    found, dtype = fastest(exact, np.full(channels, largest), positions)
+    found, dtype = fastest(exact, np.full(channels, largest), positions, PROVED)
     assert dtype is np.float32
     count = -(-(2 * largest + 1) // positions) * positions
     sums = np.minimum(np.arange(-largest, count - largest), largest)
@@ -84,7 +97,7 @@ def test_equal_on_every_sum_of_a_small_range(
 def test_equal_on_both_sides_of_every_step_of_a_large_range(exact: Staircase, largest: int) -> None:
     """The steps are found by bisection, which supposes nothing but that the exact form rises."""
     channels = len(exact.bias)
-    found, dtype = fastest(exact, np.full(channels, largest), 1)
+    found, dtype = fastest(exact, np.full(channels, largest), 1, PROVED)
     assert dtype is (np.float32 if largest < 2**24 else np.float64)
     below = np.full((256, channels), -largest)
     above = np.full((256, channels), largest)
@@ -105,7 +118,7 @@ def test_the_float_form_is_what_ordinary_layers_get() -> None:
     multiplier, shift = (np.array(part, np.int64) for part in zip(*pairs, strict=True))
     exact = Staircase(rng.integers(-5000, 5000, 64), multiplier, shift, 3, -128, 127)
     for low in (-128, 3):
-        found, _ = fastest(replace(exact, low=low), np.full(64, 2**23), 5)
+        found, _ = fastest(replace(exact, low=low), np.full(64, 2**23), 5, PROVED)
         assert isinstance(found, FloatStaircase)
         assert found.scale.shape == (5 * 64,)
         sums = rng.integers(-(2**16), 2**16, (2, 4, 5, 64))
@@ -117,7 +130,7 @@ def test_one_multiplier_for_all_channels() -> None:
     multiplier, shift = quantize_multiplier(0.0123)
     bias = np.array([5, -700, 31])
     exact = Staircase(bias, np.array([multiplier]), np.array([shift]), 0, -128, 127)
-    found, _ = fastest(exact, np.full(3, 2**15), 2)
+    found, _ = fastest(exact, np.full(3, 2**15), 2, PROVED)
     assert isinstance(found, FloatStaircase)
     sums = np.arange(-6000, 6000).reshape(-1, 3)
     assert np.array_equal(found(sums), exact(sums))
@@ -133,15 +146,73 @@ def test_a_left_shift_or_no_multiplier_stays_exact(multiplier: int, shift: int) 
     exact = Staircase(
         np.array([3, 4]), np.array([q, multiplier]), np.array([s, shift]), 0, -128, 127
     )
-    found, _ = fastest(exact, np.array([1000, 1000]), 7)
+    found, _ = fastest(exact, np.array([1000, 1000]), 7, PROVED)
     assert found is exact
+
+
+@pytest.mark.parametrize(
+    ("channels", "most", "fast"),
+    [
+        (MOST_PROVED_CHANNELS, PROVED, True),
+        (MOST_PROVED_CHANNELS + 1, PROVED, False),
+        (10, 10, True),
+        (10, 9, False),
+        (1, 0, False),
+    ],
+)
+def test_more_channels_than_may_be_proved_stay_exact(channels: int, most: int, fast: bool) -> None:
+    multiplier, shift = (np.array([part]) for part in quantize_multiplier(0.0123))
+    exact = Staircase(np.arange(channels), multiplier, shift, 0, -128, 127)
+    found, dtype = fastest(exact, np.full(channels, 2**15), 1, most)
+    assert isinstance(found, FloatStaircase if fast else Staircase) and dtype is np.float32
+    sums = np.arange(channels) % 20000 - 10000
+    assert np.array_equal(found(sums[None]), exact(sums[None]))
+
+
+def matrices(kind: str, operators: int, channels: int) -> Graph:
+    """Operators that all read one input and one constant of so many output channels."""
+    model = Model()
+    shape = (channels, 1) if kind == "FULLY_CONNECTED" else (channels, 1, 1, 1)
+    shape = shape[::-1] if kind == "DEPTHWISE_CONV_2D" else shape
+    axis = shape.index(channels)
+    x = model.tensor("x", (1,) * len(shape), 0.5, 0)
+    weights = np.arange(channels) % 255 - 127
+    scales = 0.01 + np.arange(channels) * 1e-6
+    w = model.tensor("w", shape, scales, 0, weights.reshape(shape), axis=axis)
+    options = {} if kind == "FULLY_CONNECTED" else {"strideH": 1, "strideW": 1}
+    if kind == "DEPTHWISE_CONV_2D":
+        options["depthMultiplier"] = channels
+    for number in range(operators):
+        y = model.tensor(f"y{number}", (*(1,) * (len(shape) - 1), channels), 0.5, 0)
+        model.add(kind, [x, w], [y], **options)
+    return parse(model.pack([x], [y]))
+
+
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
+@pytest.mark.parametrize(("operators", "fast"), [(8, True), (9, False)])
+def test_the_operators_of_a_graph_share_what_may_be_proved(
+    kind: str, operators: int, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no file, however many operators it has, takes long to prepare."""
+    monkeypatch.setattr(f"firmware_ref.ops.{kind.lower()}.PROVED", 8 * 50)
+    counted: list[int] = []
+
+    def counting(exact: Staircase, *rest: Any) -> bool:
+        counted.append(len(exact.bias))
+        return proved(exact, *rest)
+
+    monkeypatch.setattr(requantization, "proved", counting)
+    graph = matrices(kind, operators, 50)
+    for operator in graph.operators:
+        prepare(operator, graph)
+    assert counted == ([50] * operators if fast else [])
 
 
 def test_large_sums_ask_for_float64() -> None:
     q, s = quantize_multiplier(2.0**-20)
     exact = Staircase(np.zeros(2, np.int64), np.full(2, q), np.full(2, s), 0, -128, 127)
-    assert fastest(exact, np.array([0, 2**24 - 1]), 1)[1] is np.float32
-    assert fastest(exact, np.array([0, 2**24]), 1)[1] is np.float64
+    assert fastest(exact, np.array([0, 2**24 - 1]), 1, PROVED)[1] is np.float32
+    assert fastest(exact, np.array([0, 2**24]), 1, PROVED)[1] is np.float64
 
 
 # Its steps lie well inside the range, and some sum meets each of them exactly.
@@ -152,7 +223,7 @@ LARGEST = np.array([2**16, 2**16])
 
 def float_form() -> FloatStaircase:
     """The proved one, of a row of one position."""
-    found, _ = fastest(EXACT, LARGEST, 1)
+    found, _ = fastest(EXACT, LARGEST, 1, PROVED)
     assert isinstance(found, FloatStaircase)
     assert proved(EXACT, found, LARGEST)
     return found
@@ -198,7 +269,7 @@ def test_what_is_proved_is_equal(exact: Staircase, part: str, relative: float, s
     """A form that is a little off is either refused or without fault on every sum."""
     largest = np.full(len(exact.bias), 4000)
     exact = replace(exact, bias=np.clip(exact.bias, -4000, 4000))
-    found, _ = fastest(exact, largest, 1)
+    found, _ = fastest(exact, largest, 1, PROVED)
     if not isinstance(found, FloatStaircase):
         return
     vector = getattr(found, part) * (1 + sign * relative)

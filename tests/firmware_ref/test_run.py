@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -11,10 +12,13 @@ import pytest
 
 from firmware_ref import run
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Operator, Tensor, parse
+from firmware_ref.graph import Graph, Operator, Quantization, Tensor, parse
+from firmware_ref.ops.elementwise import SMALLEST_TABLED_MAP
 from firmware_ref.run import BATCH, Interpreter
 from firmware_ref.verify import random_inputs
 from tests.firmware_ref.build import Model
+
+GRID = Quantization((0.05,), (0,))
 
 
 def test_a_batch_is_its_examples(model_bytes: bytes) -> None:
@@ -132,6 +136,18 @@ def test_refuses_a_float_model() -> None:
         Interpreter(parse(model.pack([x], [y])))
 
 
+@pytest.mark.parametrize(("place", "what"), [(0, "input"), (1, "output")])
+def test_refuses_reals_that_float32_cannot_hold(place: int, what: str) -> None:
+    model = Model()
+    ends = [
+        model.tensor(name, (1, 4), 1e30 if place == number else 0.5)
+        for number, name in enumerate(("x", "y"))
+    ]
+    model.add("QUANTIZE", ends[:1], ends[1:])
+    with pytest.raises(InputError, match=f"graph {what} .* has scale=1.*; allowed is less than"):
+        Interpreter(parse(model.pack(ends[:1], ends[1:])))
+
+
 def test_refuses_a_float_tensor_inside(model_bytes: bytes) -> None:
     graph = parse(model_bytes)
     inner = graph.operators[3].outputs[0]
@@ -139,6 +155,38 @@ def test_refuses_a_float_tensor_inside(model_bytes: bytes) -> None:
     tensors[inner] = replace(tensors[inner], dtype="float32")
     with pytest.raises(InputError, match="not quantised to int8"):
         Interpreter(replace(graph, tensors=tuple(tensors)))
+
+
+def shared_constant(operators: int, length: int) -> Graph:
+    """Products of one input with one constant: three tensors of ``length`` an operator."""
+    shape = (1, length)
+    tensors = [Tensor("x", shape, "int8", GRID), Tensor("c", shape, "int8", GRID, np.ones(shape))]
+    tensors += [Tensor(f"y{number}", shape, "int8", GRID) for number in range(operators)]
+    options = {"fused_activation": "NONE"}
+    made = [Operator("MUL", (0, 1), (2 + number,), options) for number in range(operators)]
+    return Graph(tuple(tensors), tuple(made), (0,), (2,))
+
+
+def test_refuses_a_graph_whose_operators_read_one_constant_too_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its file is small, and its preparation would not be."""
+    monkeypatch.setattr(run, "MAX_USED_ELEMENTS", 3 * 20 * 8)
+    Interpreter(shared_constant(20, 8))
+    with pytest.raises(InputError, match="read and write 504 elements in all; at most 480 can"):
+        Interpreter(shared_constant(21, 8))
+
+
+def test_a_graph_of_thousands_of_operators_is_prepared_in_seconds() -> None:
+    """What operators precompute, thousands of times: tables of pairs, of roots, of sigmoids."""
+    started = time.perf_counter()
+    Interpreter(shared_constant(2700, SMALLEST_TABLED_MAP))
+    for kind, output in (("RSQRT", GRID), ("LOGISTIC", Quantization((1 / 256,), (-128,)))):
+        tensors = [Tensor(f"t{number}", (1, 8), "int8", output) for number in range(9000)]
+        tensors[0] = Tensor("x", (1, 8), "int8", GRID)
+        made = [Operator(kind, (0,), (number,)) for number in range(1, len(tensors))]
+        Interpreter(Graph(tuple(tensors), tuple(made), (0,), (1,)))
+    assert time.perf_counter() - started < 10
 
 
 def test_refuses_two_inputs_or_outputs(model_bytes: bytes) -> None:

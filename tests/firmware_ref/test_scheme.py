@@ -73,6 +73,13 @@ def test_quantise_rounds_half_to_even_and_saturates(
         assert steps == min(max(rounded(quotient) + zero_point, -128), 127)
 
 
+@pytest.mark.parametrize("value", [1e300, 3e38, np.inf])
+@pytest.mark.parametrize("scale", [1e-30, 0.1, 1e30])
+def test_what_float32_cannot_hold_saturates_in_silence(value: float, scale: float) -> None:
+    q = Quantization((float(np.float32(scale)),), (3,))
+    assert scheme.quantize(np.array([value, -value, 0.0]), q).tolist() == [127, -128, 3]
+
+
 def test_every_integer_survives_the_way_to_reals_and_back() -> None:
     codes = np.arange(-128, 128, dtype=np.int8)
     for scale in (1e-20, 0.1, 1 / 3, 7.7, 1e20):
@@ -142,7 +149,39 @@ def test_a_bias_is_rounded_in_float64_on_the_scale_of_the_accumulator() -> None:
 
 def test_a_bias_saturates() -> None:
     found = scheme.quantize_bias(np.array([1e30, -1e30]), np.array([1e-3, 1e-3]))
-    assert found.tolist() == [2**31 - 1, -(2**31)]
+    assert found.tolist() == [2**30, -(2**30)]
+
+
+def test_a_bias_stays_within_its_limit_whatever_float32_rounds_away(
+    rng: np.random.Generator,
+) -> None:
+    """The floor of the scale alone lets some biases out by up to about a hundred steps."""
+    bias = (10.0 ** rng.uniform(-6, 3, 5000)).astype(np.float32)
+    source = float(np.float32(0.0123))
+    scale = scheme.weight_scale(np.zeros((5000, 1, 1, 1)), bias, source, 0)
+    steps = scheme.bias_scale(source, scale)
+    unlimited = [
+        rounded(Fraction(float(b)) / Fraction(float(s))) for b, s in zip(bias, steps, strict=True)
+    ]
+    assert 2**30 < max(unlimited) < 2**30 + 200
+    found = scheme.quantize_bias(bias, steps)
+    assert found.tolist() == [min(value, 2**30) for value in unlimited]
+
+
+@pytest.mark.parametrize(("weight", "source"), [(1e-40, 0.1), (1e-34, 1e-8), (1e-20, 1e-30)])
+def test_a_scale_too_small_for_float32_is_one(weight: float, source: float) -> None:
+    """The weights', or its product with the input's, which the bias is divided by."""
+    scale = scheme.weight_scale(np.full((2, 1, 1, 1), weight), np.zeros(2), source, 0)
+    assert scale.tolist() == [1, 1]
+    assert scheme.quantize_bias(np.zeros(2), scheme.bias_scale(source, scale)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("source", [1e-30, 1.0, 3e38])
+def test_absurd_biases_and_scales_overflow_in_silence(source: float) -> None:
+    bias = np.array([3e38, -3e38, 0], np.float32)
+    scale = scheme.weight_scale(np.full((3, 1, 1, 1), 3e38), bias, source, 0)
+    steps = scheme.quantize_bias(bias, scheme.bias_scale(source, scale))
+    assert np.abs(steps.astype(np.int64)).max() <= 2**30
 
 
 def test_the_fixed_output_of_logistic_spans_zero_to_one() -> None:
