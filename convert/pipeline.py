@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from budgets.count import Count, count_graph
 from budgets.limits import check, enforce_network, load_limits
@@ -80,10 +81,13 @@ def convert(
 def _metadata(saved: Checkpoint) -> bytes:
     """Labels, features and normalisation, checked, for whoever runs the model from sound."""
     found = saved.metadata
+    dataset: dict[str, Any] = {"test_fold": found.test_fold}
+    if found.selected_on_test:  # said only where it is so: others keep their bytes
+        dataset["selected_on_test"] = True
     content = {
         "labels": found.labels,
         "features": found.features.to_dict(),
         "input_normalization": {"mean": found.mean, "std": found.std},
-        "dataset": {"test_fold": found.test_fold},
+        "dataset": dataset,
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

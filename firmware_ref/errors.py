@@ -17,7 +17,8 @@ INTERRUPTED = 130
 # The smallest extra of this project (pyproject.toml) that brings a package; else `convert`.
 EXTRAS = {
     **dict.fromkeys(("soundfile", "soxr"), "audio"),
-    **dict.fromkeys(("torch", "librosa", "safetensors", "tqdm"), "train"),
+    **dict.fromkeys(("torch", "librosa", "scipy", "joblib", "safetensors", "tqdm"), "train"),
+    **dict.fromkeys(("tensorboard", "matplotlib", "jinja2", "onnxruntime"), "train"),
 }
 
 

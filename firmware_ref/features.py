@@ -18,6 +18,7 @@ from firmware_ref.errors import InputError
 
 DELTA_REACH_FRAMES = 2
 CHUNK_FRAMES = 4096
+MEL_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,30 @@ def mel_filterbank(definition: FeatureDefinition) -> np.ndarray:
     return filters
 
 
-def log_mel(samples: np.ndarray, definition: FeatureDefinition) -> np.ndarray:
+@lru_cache(maxsize=4)
+def _mel_blocks(definition: FeatureDefinition) -> tuple[tuple[slice, slice, np.ndarray], ...]:
+    """The filters, `MEL_BLOCK` bands at a time: bands, the bins they cover, (bins, bands) float64.
+
+    A filter covers few bins: most of the whole matrix is zeros.
+    """
+    blocks = []
+    for start in range(0, definition.mel_bands, MEL_BLOCK):
+        bands = slice(start, start + MEL_BLOCK)
+        filters = mel_filterbank(definition)[bands].T.astype(np.float64)
+        covered = np.flatnonzero(filters.any(axis=1))
+        bins = slice(covered[0], covered[-1] + 1)
+        blocks.append((bands, bins, np.ascontiguousarray(filters[bins])))
+    return tuple(blocks)
+
+
+def log_mel(
+    samples: np.ndarray, definition: FeatureDefinition, gain: np.ndarray | None = None
+) -> np.ndarray:
     """Natural log of mel energies: (..., n) samples to (..., mel_bands, frames) float32.
 
     Windows are centred on multiples of the hop, with zeros beyond both ends; n of at least one
     sample gives ``1 + n // hop_samples`` frames. Samples are float, nominally in [-1, 1].
+    ``gain`` (window_samples / 2 + 1,) multiplies the magnitude of every bin, where given.
     """
     samples = np.asarray(samples, np.float32)
     lead, count = samples.shape[:-1], samples.shape[-1]
@@ -98,7 +118,7 @@ def log_mel(samples: np.ndarray, definition: FeatureDefinition) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(padded, definition.window_samples, axis=1)
     frames = frames[:, :: definition.hop_samples]  # (N, frames, window)
     window = hamming_window(definition.window_samples)
-    filters = mel_filterbank(definition).T.astype(np.float64)
+    blocks = _mel_blocks(definition)
     out = np.empty((len(padded), definition.mel_bands, frames.shape[1]), np.float32)
     # One transform a clip keeps memory bounded, and a batch equal to its clips one by one.
     for clip, result in zip(frames, out, strict=True):
@@ -106,7 +126,11 @@ def log_mel(samples: np.ndarray, definition: FeatureDefinition) -> np.ndarray:
             part = slice(start, start + CHUNK_FRAMES)
             spectrum = np.fft.rfft(clip[part] * window, axis=-1)
             power = spectrum.real**2 + spectrum.imag**2
-            result[:, part] = np.log(power @ filters + definition.log_floor).T
+            if gain is not None:
+                power *= np.square(gain, dtype=np.float64)
+            for bands, bins, filters in blocks:
+                energies = power[:, bins] @ filters
+                result[bands, part] = np.log(energies + definition.log_floor).T
     return out.reshape(*lead, *out.shape[1:])
 
 

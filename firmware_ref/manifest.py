@@ -63,7 +63,8 @@ class ModelMetadata:
     """What a ``.tflite`` model says of itself: class labels in order, features, normalisation.
 
     ``mean`` and ``std`` have one entry an input channel; ``test_fold`` is the fold of its dataset
-    that training did not hear, None where the model does not say.
+    that training did not hear, None where the model does not say; ``selected_on_test`` whether its
+    epoch was chosen on that fold all the same.
     """
 
     labels: tuple[str, ...]
@@ -71,6 +72,7 @@ class ModelMetadata:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_fold: int | None = None
+    selected_on_test: bool = False
 
 
 def model_metadata(graph: Graph) -> ModelMetadata:
@@ -103,7 +105,8 @@ def parse_metadata(
         labels, definition = values["labels"], values["features"]
         normalization = values["input_normalization"]
         mean, std = normalization["mean"], normalization["std"]
-        test_fold = values.get("dataset", {}).get("test_fold")
+        dataset = values.get("dataset", {})
+        test_fold, selected = dataset.get("test_fold"), dataset.get("selected_on_test", False)
         found = FeatureDefinition.from_dict(definition)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{what} is malformed; make it again with this version") from None
@@ -125,12 +128,15 @@ def parse_metadata(
             )
     if test_fold is not None and type(test_fold) is not int:
         raise InputError(f"{what}: test_fold={test_fold!r:.80} must be an integer or absent")
+    if type(selected) is not bool:
+        raise InputError(f"{what}: selected_on_test={selected!r:.80} must be true or false")
     return ModelMetadata(
         tuple(labels),
         found,
         tuple(float(v) for v in mean),
         tuple(float(v) for v in std),
         test_fold,
+        selected,
     )
 
 

@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
-from firmware_ref import frontend, graph
+from firmware_ref import graph, scheme
 from firmware_ref.arch import layers
 from firmware_ref.classify import Classifier
 from firmware_ref.errors import InputError
-from firmware_ref.manifest import read_checkpoint_manifest
-from train import checkpoint, loop, qat_checkpoint
-from train.data import Dataset, Progress, extract
-from train.evaluate import Metrics, measure, module_probabilities
+from firmware_ref.manifest import ModelMetadata, read_checkpoint_manifest
+from train import checkpoint, qat_checkpoint
+from train.data import InputNormalization, Source, gather, over_windows
+from train.dataset import Dataset
+from train.evaluate import evaluate, module_probabilities
+from train.extract import Cut
 from train.model import build_model
+from train.report import Report
+from train.state import load_module
 
 
 def assess(
-    path: Path, dataset: Dataset, fold: int | None, progress: Progress
-) -> dict[str, Metrics]:
-    """Metrics by model kind (``float``, ``qat``, ``int8``) on every window of ``fold``.
+    path: Path, dataset: Dataset, fold: int | None, source: Source, warn: Callable[[str], None]
+) -> Report:
+    """A model (``float``, ``qat``, ``int8``) measured on every window of ``fold``.
 
     None is the fold that the model says it never heard.
 
     Raises `InputError` where the model's labels are not the dataset's, or where a checkpoint
     says that it was trained on that fold.
     """
-    if path.suffix == ".tflite":
-        return {"int8": _measure_int8(path, dataset, fold, progress)}
+    model = _int8(path) if path.suffix == ".tflite" else _torch(path)
+    fold = _check_fold(str(path), model.metadata.test_fold, fold)
+    _check_labels(list(model.metadata.labels), dataset)
+    train_clips, clips = dataset.split(fold)
+    clips = source.usable(clips, Cut(), warn)
+    windows = gather(clips, dataset.devices, [source.extract(clips, Cut())], active_only=False)
+    normalization = InputNormalization(model.metadata.mean, model.metadata.std)
+    probabilities = over_windows(windows, normalization, model.probabilities)
+    heard = {r.device for r in train_clips}
+    sources = np.array([r.source for r in clips])[windows.clips]
+    metrics = evaluate(
+        probabilities,
+        windows.labels,
+        windows.clips,
+        windows.devices,
+        [device in heard for device in dataset.devices],
+        sources,
+    )
+    on_test = model.metadata.selected_on_test
+    return Report(
+        title=path.name,
+        dataset=dataset.name,
+        split=f"fold {fold}",
+        labels=dataset.labels,
+        devices=dataset.devices,
+        metrics={model.kind: metrics},
+        selection="the reported split itself" if on_test else "nothing on the reported split",
+        selected_on_reported_split=on_test,
+        provenance={"sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """A model of some kind: what it says of itself, and its (N, classes) probabilities."""
+
+    kind: str
+    metadata: ModelMetadata
+    probabilities: Callable[[np.ndarray], np.ndarray]
+
+
+def _torch(path: Path) -> _Model:
+    """A checkpoint, in float or simulated INT8."""
     module: nn.Module
     if read_checkpoint_manifest(path)["stage"] == qat_checkpoint.STAGE:
         saved, module = qat_checkpoint.load(path)
@@ -36,25 +85,24 @@ def assess(
         saved = checkpoint.load(path, "float")
         _check_size(saved, str(path))
         module = build_model(saved.network)
-        loop.load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
-    wanted = saved.metadata
-    fold = _check_fold(str(path), wanted.test_fold, fold)
-    _check_labels(list(wanted.labels), dataset)
-    data = extract(dataset.split(fold)[1], wanted.features, progress=progress)
-    x = frontend.network_input(data.features, wanted.mean, wanted.std)
-    return {
-        saved.manifest["stage"]: measure(module_probabilities(module, x), data.labels, data.clips)
-    }
+        load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
+    return _Model(
+        saved.manifest["stage"],
+        saved.metadata,
+        lambda x: module_probabilities(module, x),
+    )
 
 
-def _measure_int8(path: Path, dataset: Dataset, fold: int | None, progress: Progress) -> Metrics:
+def _int8(path: Path) -> _Model:
     """The flatbuffer through `firmware_ref`: the numbers a device computes."""
     classifier = Classifier(graph.read(path))
-    fold = _check_fold(str(path), classifier.metadata.test_fold, fold)
-    _check_labels(list(classifier.metadata.labels), dataset)
-    data = extract(dataset.split(fold)[1], classifier.metadata.features, progress=progress)
-    probabilities = classifier.probabilities(classifier.quantize(data.features))
-    return measure(probabilities, data.labels, data.clips)
+    grid = classifier.interpreter.input.quantization
+    assert grid is not None
+    return _Model(
+        "int8",
+        classifier.metadata,
+        lambda x: classifier.probabilities(scheme.quantize(x, grid)),
+    )
 
 
 def _check_size(saved: checkpoint.Checkpoint, path: str) -> None:

@@ -22,6 +22,7 @@ from firmware_ref.manifest import (
     parse_metadata,
     read_checkpoint_manifest,
 )
+from train import distributed
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,12 @@ class Checkpoint:
 
 
 def save(path: str | Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all; equal content gives equal bytes."""
+    """Write a checkpoint whole or not at all; equal content gives equal bytes.
+
+    Of several processes the first writes.
+    """
+    if not distributed.is_first():
+        return
     whole = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **manifest}
     text = json.dumps(whole, sort_keys=True, allow_nan=False)
     ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}

@@ -1,184 +1,61 @@
-"""ESC-10: recordings with official folds, cut into windows of features."""
+"""Windows of features as training and evaluation see them."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from firmware_ref.audio import is_active, read_audio, windows
-from firmware_ref.errors import InputError, read_bytes
-from firmware_ref.features import FeatureDefinition, features
+from firmware_ref.errors import InputError
+from firmware_ref.features import FeatureDefinition, stack_deltas
+from firmware_ref.frontend import network_input
+from train.dataset import Recording
+from train.extract import BadRecordings, Cut, Extracted, Progress, Variation, extract, no_progress
 
-DATA_VARIABLE = "ASC_DATA"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One clip: where it is, what it is, its official fold, and the recording it was cut from."""
-
-    path: Path
-    label: int
-    fold: int
-    source: str
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Labelled recordings with cross-validation folds."""
-
-    name: str
-    labels: tuple[str, ...]
-    recordings: tuple[Recording, ...]
-
-    def split(self, test_fold: int) -> tuple[list[Recording], list[Recording]]:
-        """Training and test recordings; whole folds, so that no source is in both."""
-        folds = sorted({r.fold for r in self.recordings})
-        if test_fold not in folds:
-            raise InputError(f"fold={test_fold} is not in {self.name}; allowed: {folds}")
-        if len(folds) < 2:
-            raise InputError(f"{self.name} has only fold {test_fold}; two at least are needed")
-        train = [r for r in self.recordings if r.fold != test_fold]
-        return train, [r for r in self.recordings if r.fold == test_fold]
-
-
-def hold_out(
-    recordings: Sequence[Recording], fraction: float
-) -> tuple[list[Recording], list[Recording]]:
-    """Split training recordings into those to learn from and those to choose a checkpoint by.
-
-    Whole sources go one way or the other: in the order of their names' SHA-256, which no seed
-    moves, until ``fraction`` of the clips of a class is held out. Raises `InputError` where a
-    class would have nothing left to learn from.
-    """
-    held: set[str] = set()
-    for label in sorted({r.label for r in recordings}):
-        clips = [r for r in recordings if r.label == label]
-        wanted = math.ceil(fraction * len(clips))
-        for source in sorted({r.source for r in clips}, key=_digest):
-            if sum(r.source in held for r in clips) >= wanted:
-                break
-            held.add(source)
-    learn = [r for r in recordings if r.source not in held]
-    for label in sorted({r.label for r in recordings} - {r.label for r in learn}):
-        count = sum(r.label == label for r in recordings)
-        raise InputError(
-            f"data.validation_fraction={fraction} leaves class {label} nothing to learn from: "
-            f"its {count} clips share too few sources; lower it"
-        )
-    return learn, [r for r in recordings if r.source in held]
-
-
-def _digest(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()
+# Windows whose features are held in memory at once.
+CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Features of one-second windows: (N, F, T, C) float32, with label and clip of each."""
+    """One-second windows: what each is, and where its log-mel lies.
 
-    features: np.ndarray
+    ``maps`` hold (rows, F, T) log-mels, one for each variation of the recordings; window n is row
+    ``row[n]`` of map ``variation[n]``. ``labels``, ``devices`` and ``clips`` (N,) are class, index
+    of the device and index of the recording. ``moments`` (N,) numbers what is heard, clip by clip:
+    variations of one window share it.
+    """
+
+    maps: tuple[np.ndarray, ...]
+    variation: np.ndarray
+    row: np.ndarray
     labels: np.ndarray
+    devices: np.ndarray
     clips: np.ndarray
+    moments: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.row)
 
-def data_folder(argument: str | None) -> Path:
-    """The folder of the recordings: ``--data``, or the environment variable ``ASC_DATA``."""
-    folder = argument or os.environ.get(DATA_VARIABLE)
-    if not folder:
-        raise InputError(f"no recordings named; give --data DIR or set {DATA_VARIABLE}=DIR")
-    path = Path(folder)
-    if not path.is_dir():
-        raise InputError(f"data folder {folder!r} does not exist; mend --data or {DATA_VARIABLE}")
-    return path
+    def log_mels(self, index: np.ndarray) -> np.ndarray:
+        """(B, F, T) log-mels of windows by number (B,), in the precision they are kept in."""
+        variation, row = self.variation[index], self.row[index]
+        if len(self.maps) == 1:
+            return self.maps[0][row]
+        found = np.empty((len(index), *self.maps[0].shape[1:]), self.maps[0].dtype)
+        for number in np.unique(variation):
+            chosen = variation == number
+            found[chosen] = self.maps[number][row[chosen]]
+        return found
 
-
-def load_dataset(name: str, folder: Path) -> Dataset:
-    """Read the index of a dataset by name."""
-    if name != "esc10":
-        raise InputError(f"data.dataset={name!r} is unknown; allowed: esc10")
-    return _esc10(folder / "esc10" if (folder / "esc10").is_dir() else folder)
-
-
-def _esc10(folder: Path) -> Dataset:
-    """ESC-10 by its ``meta.csv``: columns filename, label, label_id, fold, and source_id.
-
-    Without a source_id every clip is a source of its own.
-    """
-    index = folder / "meta.csv"
-    recordings: dict[Path, Recording] = {}
-    labels: dict[int, str] = {}
-    for line, row in enumerate(_rows(index), start=2):
-        where = f"{str(index)!r} line {line}"
-        try:
-            name, label, number, fold = (row[k] for k in ("filename", "label", "label_id", "fold"))
-            source = row.get("source_id") or name
-            recording = Recording(folder / name, int(number), int(fold), source)
-            file = recording.path.resolve()
-            if not (name and label):
-                raise ValueError("an empty cell")
-        except (KeyError, ValueError):
-            raise InputError(
-                f"{where}: needs columns filename, label, label_id, fold, none empty, with whole "
-                "numbers in the last two; restore the file"
-            ) from None
-        if not file.is_relative_to(folder.resolve()):
-            raise InputError(f"{where}: {name!r} points outside the data folder")
-        if file in recordings:
-            raise InputError(f"{where}: {name!r} is there twice; restore the file")
-        if labels.setdefault(recording.label, label) != label:
-            raise InputError(f"{where}: label_id {number} has two names; restore the file")
-        recordings[file] = recording
-    if not recordings or sorted(labels) != list(range(len(labels))):
-        raise InputError(f"{str(index)!r} must number its labels 0, 1, 2, ...; restore the file")
-    names = tuple(labels[i] for i in range(len(labels)))
-    if len(set(names)) < len(names):
-        raise InputError(f"{str(index)!r} gives two labels one name: {names}; restore the file")
-    return Dataset("ESC-10", names, tuple(recordings.values()))
-
-
-def _rows(index: Path) -> list[dict[str, str]]:
-    """Rows by column; a cell that is missing is empty."""
-    text = read_bytes(index, 16 * 2**20, "ESC-10 index").decode("utf-8", errors="replace")
-    try:
-        return list(csv.DictReader(io.StringIO(text), restval=""))
-    except csv.Error as error:
-        raise InputError(f"{str(index)!r} is not CSV: {error}; restore the file") from None
-
-
-Progress = Callable[[Iterable[Recording], str], Iterable[Recording]]
-
-
-def extract(
-    recordings: Sequence[Recording],
-    definition: FeatureDefinition,
-    hop_seconds: float | None = None,
-    progress: Progress = lambda items, title: items,
-) -> Windows:
-    """Features of every recording's windows.
-
-    Without ``hop_seconds``: the deployed cut, every window (evaluation). With it: windows that
-    start so far apart, without those that are padding (below -60 dBFS) unless a recording has
-    nothing else (training).
-    """
-    hop = None if hop_seconds is None else round(hop_seconds * definition.sample_rate_hz)
-    parts, labels, clips = [], [], []
-    for clip, recording in enumerate(progress(recordings, "features")):
-        cut = windows(read_audio(recording.path, definition.sample_rate_hz), definition, hop)
-        if hop is not None:
-            active = is_active(cut)
-            cut = cut[active] if active.any() else cut
-        parts.append(features(cut, definition))
-        labels += [recording.label] * len(cut)
-        clips += [clip] * len(cut)
-    return Windows(np.concatenate(parts), np.array(labels), np.array(clips))
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All log-mels in order, float32, `CHUNK` windows at a time."""
+        for start in range(0, len(self), CHUNK):
+            chosen = np.arange(start, min(start + CHUNK, len(self)))
+            yield self.log_mels(chosen).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -189,28 +66,135 @@ class InputNormalization:
     std: tuple[float, ...]
 
     @classmethod
-    def measure(cls, data: np.ndarray) -> InputNormalization:
-        """From (N, F, T, C) features, in float64."""
-        mean = data.mean(axis=(0, 1, 2), dtype=np.float64)
-        std = data.std(axis=(0, 1, 2), dtype=np.float64)
+    def measure(cls, windows: Windows, channels: int) -> InputNormalization:
+        """Of the first ``channels`` features of all windows, in float64."""
+        total, square = np.zeros(channels), np.zeros(channels)
+        for log_mels in windows.chunks():
+            features = np.moveaxis(stack_deltas(log_mels), -1, 0)[:channels]
+            for channel, values in enumerate(features):
+                total[channel] += values.sum(dtype=np.float64)
+                square[channel] += np.square(values, dtype=np.float64).sum()
+        count = len(windows) * math.prod(windows.maps[0].shape[1:])
+        mean = total / count
+        std = np.sqrt(np.maximum(square / count - np.square(mean), 0))
         as_float32 = np.array([mean, std], np.float32)
         if not (as_float32[1] > 0).all():
             raise InputError("a feature never changes: the training recordings are all silent")
         return cls(*(tuple(float(v) for v in row) for row in as_float32))
 
+    def inputs(self, windows: Windows) -> Iterator[np.ndarray]:
+        """Network input of all windows in order, (n, F, T, C) float32, `CHUNK` at a time."""
+        for log_mels in windows.chunks():
+            yield network_input(stack_deltas(log_mels), self.mean, self.std)
+
+
+def over_windows(
+    windows: Windows,
+    normalization: InputNormalization,
+    compute: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """What ``compute`` makes of the network input of every window, one after another."""
+    return np.concatenate([compute(inputs) for inputs in normalization.inputs(windows)])
+
+
+def gather(
+    recordings: Sequence[Recording],
+    devices: Sequence[str],
+    extracted: Sequence[Extracted],
+    active_only: bool,
+) -> Windows:
+    """Windows of recordings, clip by clip, from one or more variations of the same recordings.
+
+    With ``active_only``, those that are padding (below -60 dBFS) in the first variation are left
+    out of all, unless a recording has nothing else.
+    """
+    plain = extracted[0].entries
+    count = np.array([entry.count for entry in plain])
+    clips = np.repeat(np.arange(len(plain)), count)
+    place = np.arange(len(clips)) - np.repeat(np.cumsum(count) - count, count)
+    if active_only:
+        active = np.concatenate([entry.active for entry in plain])
+        silent = np.bincount(clips, active) == 0
+        keep = active | silent[clips]
+        clips, place = clips[keep], place[keep]
+    # (moments, variations): every variation has the windows of the first.
+    rows = np.stack(
+        [np.array([e.first for e in heard.entries])[clips] + place for heard in extracted], axis=1
+    )
+    labels = np.array([r.label for r in recordings])
+    numbers = np.array([devices.index(r.device) for r in recordings])
+    moments, variation = np.indices(rows.shape).reshape(2, -1)
+    clips = clips[moments]
+    return Windows(
+        tuple(heard.log_mels for heard in extracted),
+        variation,
+        rows.reshape(-1),
+        labels[clips],
+        numbers[clips],
+        clips,
+        moments,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where features come from: the definition, the cache, and what to do with bad recordings."""
+
+    definition: FeatureDefinition
+    cache: Path
+    skip_bad: bool = False
+    progress: Progress = no_progress
+
+    def usable(
+        self, recordings: Sequence[Recording], cut: Cut, warn: Callable[[str], None]
+    ) -> list[Recording]:
+        """Recordings that can be read; `BadRecordings` for others unless they are to be skipped."""
+        kept = list(recordings)
+        try:
+            self.extract(kept, cut)
+        except BadRecordings as error:
+            if not self.skip_bad:
+                raise
+            kept = [r for i, r in enumerate(recordings) if i not in error.reasons]
+            for reason in error.reasons.values():
+                warn(f"left out: {reason}")
+            warn(f"left out {len(error.reasons):,} of {len(recordings):,} recordings")
+        if not kept:
+            raise InputError("no recording can be used; mend the data folder")
+        return kept
+
+    def extract(
+        self, recordings: Sequence[Recording], cut: Cut, variation: Variation | None = None
+    ) -> Extracted:
+        """Windows of recordings through the cache: `train.extract.extract`."""
+        return extract(
+            recordings,
+            self.definition,
+            cut,
+            variation or Variation(),
+            self.cache,
+            self.progress,
+        )
+
 
 class EpochSampler:
-    """Draws the windows of an epoch: a fixed number from each clip, in random order."""
+    """Draws the windows of an epoch: a fixed number from each clip, in random order.
 
-    def __init__(self, clips: np.ndarray, windows_per_clip: int) -> None:
-        _, first, count = np.unique(clips, return_index=True, return_counts=True)
-        self._ranges = list(zip(first, count, strict=True))
-        self._draws = windows_per_clip
+    ``shares`` are the probabilities of each variation of a window; they sum to 1.
+    """
+
+    def __init__(self, windows: Windows, windows_per_clip: int, shares: Sequence[float]) -> None:
+        # What is left of 1 after others were taken from it may be a rounding below 0.
+        self._shares = np.maximum(shares, 0) / np.maximum(shares, 0).sum()
+        order = np.lexsort((windows.variation, windows.moments))
+        self._numbers = order.reshape(-1, len(shares))  # (moments, variations)
+        self._clips = windows.clips[self._numbers[:, 0]]
+        _, first, count = np.unique(self._clips, return_index=True, return_counts=True)
+        self._places = first[:, None] + np.arange(windows_per_clip) % count[:, None]
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Indices of one epoch's windows; without repetition where a clip has enough."""
-        parts = [
-            first + rng.choice(count, self._draws, replace=count < self._draws)
-            for first, count in self._ranges
-        ]
-        return rng.permutation(np.concatenate(parts))
+        """Numbers of one epoch's windows; no moment twice where a clip has enough."""
+        shuffled = np.lexsort((rng.random(len(self._clips)), self._clips))
+        moments = shuffled[self._places]  # (clips, windows_per_clip)
+        variation = rng.choice(len(self._shares), moments.shape, p=self._shares)
+        return rng.permutation(self._numbers[moments, variation].reshape(-1))

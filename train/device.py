@@ -91,10 +91,13 @@ class Fidelity:
 def compare(
     device: DeviceNetwork, inputs: np.ndarray, probabilities: Mapping[str, np.ndarray]
 ) -> Fidelity:
-    """From the probabilities (N, classes) of ``float``, ``qat`` and ``int8`` on ``inputs``."""
+    """From the probabilities (N, classes) of ``float``, ``qat`` and ``int8`` of all windows.
+
+    ``inputs`` (n, F, T, C) are some of them, on which layers are compared.
+    """
     top = {name: p.argmax(axis=1) for name, p in probabilities.items()}
     return Fidelity(
-        windows=len(inputs),
+        windows=len(probabilities["int8"]),
         as_simulated=float((top["int8"] == top["qat"]).mean()),
         as_float=float((top["int8"] == top["float"]).mean()),
         layers=layer_fidelity(device, inputs[:LAYER_WINDOWS]),

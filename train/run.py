@@ -1,47 +1,52 @@
-"""One training run: features, float stage, QAT stage, in order, resumable."""
+"""One training run: features, teachers, float stage, QAT stage, in order, resumable."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from budgets.limits import Limits, enforce_network
 from firmware_ref.arch import Network
-from firmware_ref.errors import InputError, write_whole
+from firmware_ref.errors import InputError, check_folder, read_bytes, write_whole
 from firmware_ref.features import FeatureDefinition
-from firmware_ref.frontend import network_input as normalise
 from firmware_ref.frontend import softmax
-from firmware_ref.lowering import lower
-from train import checkpoint, loop, qat_checkpoint
+from train import distributed, loop
 from train.config import Config
-from train.data import Dataset, InputNormalization, Progress, Windows, extract, hold_out
-from train.device import Fidelity, compare, device_logits, device_probabilities
-from train.evaluate import Metrics, measure, module_logits, module_probabilities
-from train.fold import fold
-from train.kd import distillation
-from train.model import build_model
+from train.data import Source, over_windows
+from train.dataset import Dataset
+from train.device import compare, device_logits
+from train.evaluate import evaluate, module_logits
+from train.float_stage import float_stage
+from train.memory import keep_freed_memory
+from train.model import BCResNetMod
+from train.page import write_report
+from train.prepare import Prepared, prepare, split
 from train.qat import DeviceNetwork
-from train.ranges import calibrate
+from train.qat_stage import qat_stage
+from train.report import Report
+from train.teacher_stage import check_teachers, teacher_logits
 
-FLOAT_FILE, QAT_FILE, METRICS_FILE = "float.safetensors", "qat.safetensors", "metrics.json"
-THREADS = 2
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run measured on the test fold; ``fidelity`` holds what QAT is for."""
+class Console:
+    """Where a run tells how it goes: each epoch, and what is to be noticed."""
 
-    metrics: Mapping[str, Metrics]
-    fidelity: Fidelity
+    epoch: Callable[[loop.Epoch], None]
+    warn: Callable[[str], None]
+
+    @classmethod
+    def silent(cls) -> Console:
+        """Tells nobody."""
+        return cls(lambda epoch: None, lambda line: None)
 
 
 def run(
@@ -50,152 +55,146 @@ def run(
     test_fold: int,
     out: Path,
     resume: bool,
-    report: Callable[[loop.Epoch], None],
-    progress: Progress,
+    source: Source,
+    console: Console,
     limits: Limits | None = None,
-) -> Outcome:
+) -> Report:
     """Train on all folds but ``test_fold``, then measure float, QAT and INT8 models on it.
 
-    The test fold selects nothing: float training ends with its last epoch, QAT with the epoch that
-    loses least, in device arithmetic, on training clips held out for it. Writes
-    ``float.safetensors``, ``qat.safetensors`` and ``metrics.json`` into ``out``. ``limits`` are the
+    Unless the configuration selects on it, the test fold chooses nothing. Writes
+    ``float.safetensors``, ``qat.safetensors`` and the report into ``out``. ``limits`` are the
     shipped ones unless given; a network over one is refused before anything is read.
     """
     enforce_network(config.network, limits)
-    _check_out(out, resume)
-    _deterministic()
-    definition = FeatureDefinition()
-    _check_sizes(config.network, dataset, definition)
-    train_clips, test_clips = dataset.split(test_fold)
-    train_clips, validation_clips = hold_out(train_clips, config.data.validation_fraction)
-    data = extract(train_clips, definition, config.data.train_hop_seconds, progress)
-    channels = config.network.input_channels
-    normalization = InputNormalization.measure(data.features[..., :channels])
-    data = _normalised(data, normalization)
-    validation = None
-    if validation_clips:
-        windows = extract(validation_clips, definition, progress=progress)
-        validation = _normalised(windows, normalization)
-    identity = {
+    _check_sizes(config.network, dataset, source.definition)
+    check_teachers(config.distillation.teachers)
+    recordings = split(config, dataset, test_fold)
+    device = _device(config)
+    start(config, dataset, test_fold, out, resume)
+    prepared = prepare(config, dataset, recordings, source, out, console.warn)
+    identity = identity_of(config, dataset, test_fold, source.definition, prepared)
+    report = console.epoch
+    teacher = teacher_logits(config, prepared, identity, out, device, report)
+    on_device = None if teacher is None else teacher.to(device)
+    float_model = float_stage(config, prepared, on_device, identity, out, device, report)
+    quantized = qat_stage(config, prepared, teacher, identity, float_model, out, report)
+    found = _measure(config, dataset, test_fold, prepared, float_model, quantized)
+    if distributed.is_first():
+        write_report(found, out)
+    return found
+
+
+def identity_of(
+    config: Config,
+    dataset: Dataset,
+    test_fold: int,
+    definition: FeatureDefinition,
+    prepared: Prepared,
+) -> dict[str, Any]:
+    """What every file of a run says of it: `checkpoint.require_run`."""
+    return {
         "network": config.network.to_dict(),
         "labels": list(dataset.labels),
         "features": definition.to_dict(),
-        "input_normalization": {"mean": normalization.mean, "std": normalization.std},
+        "input_normalization": {
+            "mean": prepared.normalization.mean,
+            "std": prepared.normalization.std,
+        },
         "config": config.to_dict(),
-        "dataset": {"name": dataset.name, "test_fold": test_fold},
+        "dataset": {
+            "name": dataset.name,
+            "test_fold": test_fold,
+            "selected_on_test": config.data.selection == "test",
+        },
     }
-    float_tensors = _float_stage(config, data, identity, out, report)
-    float_model = build_model(config.network)
-    loop.load_module(float_model, float_tensors, "float checkpoint")
-    float_model.eval()
-    device = _qat_stage(config, data, validation, identity, float_model, out, report)
-    test = _normalised(extract(test_clips, definition, progress=progress), normalization)
-    outcome = _measure(float_model, device, test)
-    _write_metrics(out, outcome, dataset, identity)
-    return outcome
 
 
-def _measure(float_model: nn.Module, device: DeviceNetwork, test: Windows) -> Outcome:
-    probabilities = {
-        "float": module_probabilities(float_model, test.features),
-        "qat": module_probabilities(device, test.features),
-        "int8": device_probabilities(device, test.features),
-    }
-    metrics = {name: measure(p, test.labels, test.clips) for name, p in probabilities.items()}
-    return Outcome(metrics, compare(device, test.features, probabilities))
-
-
-def _float_stage(
-    config: Config,
-    data: Windows,
-    identity: dict[str, Any],
-    out: Path,
-    report: Callable[[loop.Epoch], None],
-) -> dict[str, np.ndarray]:
-    """Train the float network, or read it where this run has already finished it."""
-    path = out / FLOAT_FILE
-    if path.exists():
-        saved = checkpoint.load(path, "float")
-        checkpoint.require_run(saved, identity, path)
-        return dict(saved.tensors)
-    torch.manual_seed(config.seed)
-    model = build_model(config.network)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    state = out / "float-state.safetensors"
-    loop.fit(model, data, config, loop.Stage("float", config.float_stage), identity, state, report)
-    tensors = loop.module_tensors(model)
-    checkpoint.save(path, tensors, {"stage": "float", **identity})
-    state.unlink(missing_ok=True)
-    return tensors
-
-
-def _qat_stage(
-    config: Config,
-    data: Windows,
-    validation: Windows | None,
-    identity: dict[str, Any],
-    float_model: nn.Module,
-    out: Path,
-    report: Callable[[loop.Epoch], None],
-) -> DeviceNetwork:
-    """Fold, calibrate and train on the device graph, or read where already finished."""
-    path = out / QAT_FILE
-    if path.exists():
-        saved, trained = qat_checkpoint.load(path)
-        checkpoint.require_run(saved, identity, path)
-        return trained
-    graph = lower(config.network)
-    device = DeviceNetwork(graph, fold(config.network, loop.module_tensors(float_model), graph))
-    rng = np.random.default_rng([config.seed, *b"calibration"])
-    qat = config.qat_stage
-    size = qat.optimizer.batch_size
-    draws = rng.permutation(len(data.features))[: size * qat.calibration_batches]
-    batches = (
-        loop.network_input(data.features[draws[i : i + size]]) for i in range(0, len(draws), size)
-    )
-    calibrate(device, batches, config.seed)
-
-    def loss(x: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher = float_model(x)
-        return distillation(logits, teacher, targets, qat.float_teacher_weight)
-
-    held_out_teacher = torch.empty(0)
-    if validation is not None:
-        held_out_teacher = torch.from_numpy(
-            module_logits(float_model, validation.features)
-        ).double()
-
-    def validate() -> loop.Score:
-        assert validation is not None
-        logits = device_logits(device, validation.features)
-        found = measure(softmax(logits), validation.labels, validation.clips)
-        labels = functional.one_hot(torch.from_numpy(validation.labels), config.network.classes)
-        value = distillation(
-            torch.from_numpy(logits).double(),
-            held_out_teacher,
-            labels.double(),
-            qat.float_teacher_weight,
+def start(config: Config, dataset: Dataset, test_fold: int, out: Path, resume: bool) -> None:
+    """Claim ``out`` for this run, or find it there; refuse another's."""
+    if not distributed.is_first():
+        return
+    path = out / RUN_FILE
+    content = {"config": config.to_dict(), "dataset": dataset.name, "test_fold": test_fold}
+    content = json.loads(json.dumps(content))
+    if not resume:
+        if out.is_dir() and (path.exists() or any(out.glob("*.safetensors"))):
+            raise InputError(
+                f"--out {str(out)!r} already holds a run; add --resume or name another"
+            )
+        check_folder(out, "--out")
+        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+        return
+    if not path.exists():
+        raise InputError(f"--resume: {str(out)!r} holds no run; leave --resume out, or mend --out")
+    try:
+        saved = json.loads(read_bytes(path, 2**24, "run"))
+    except (ValueError, RecursionError):
+        saved = None
+    odd = [k for k in content if not isinstance(saved, Mapping) or saved.get(k) != content[k]]
+    if odd:
+        raise InputError(
+            f"--resume: {str(out)!r} holds a run with another {odd[0]}; resume with that one, or "
+            "train into another --out"
         )
-        return loop.Score(value.item(), found.window_accuracy, found.window_log_loss)
 
-    stage = loop.Stage(
-        "qat",
-        qat.optimizer,
-        loss if qat.float_teacher_weight else loop.cross_entropy,
-        qat.range_learning_rate,
-        validate if validation else None,
+
+def _measure(
+    config: Config,
+    dataset: Dataset,
+    test_fold: int,
+    prepared: Prepared,
+    float_model: BCResNetMod,
+    quantized: DeviceNetwork,
+) -> Report:
+    test, normalization = prepared.test, prepared.normalization
+    logits: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "float": lambda x: module_logits(float_model, x),
+        "qat": lambda x: module_logits(quantized, x),
+        "int8": lambda x: device_logits(quantized, x),
+    }
+    probabilities = {
+        name: softmax(over_windows(test, normalization, compute))
+        for name, compute in logits.items()
+    }
+    seen = [device in prepared.train_devices for device in dataset.devices]
+    sources = np.array(prepared.test_sources)[test.clips]
+    metrics = {
+        name: evaluate(p, test.labels, test.clips, test.devices, seen, sources)
+        for name, p in probabilities.items()
+    }
+    some = next(normalization.inputs(test))
+    return Report(
+        title=f"{config.network.name}, {config.name}",
+        dataset=dataset.name,
+        split=f"fold {test_fold}",
+        labels=dataset.labels,
+        devices=dataset.devices,
+        metrics=metrics,
+        selection=_selection(config),
+        selected_on_reported_split=config.data.selection == "test",
+        provenance={
+            "seed": config.seed,
+            "training windows": len(prepared.train),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+        fidelity=compare(quantized, some, probabilities),
     )
-    state = out / "qat-state.safetensors"
-    loop.fit(device, data, config, stage, identity, state, report)
-    qat_checkpoint.save(path, device, identity)
-    state.unlink(missing_ok=True)
-    # As a resumed run would have it: with the scales that were written.
-    return qat_checkpoint.load(path)[1]
 
 
-def _normalised(data: Windows, normalization: InputNormalization) -> Windows:
-    return replace(data, features=normalise(data.features, normalization.mean, normalization.std))
+def _selection(config: Config) -> str:
+    """In words, what chose the epochs."""
+    stages = {"float": config.float_stage, "qat": config.qat_stage.optimizer}
+    if config.teacher_stage and config.trains_teachers:
+        stages = {"teacher": config.teacher_stage, **stages}
+    best = [name for name, stage in stages.items() if stage.keep == "best" and stage.epochs]
+    if config.data.selection == "test":
+        return f"the best epoch on the reported split itself ({', '.join(best) or 'none'})"
+    fraction = config.data.validation_fraction
+    if not (best and fraction):
+        return "none: the last epoch"
+    how = {"qat": "of least loss in device arithmetic"}
+    chosen = " and ".join(f"the {n} epoch {how.get(n, 'of highest accuracy')}" for n in best)
+    return f"{chosen} on {fraction:.0%} of the training clips"
 
 
 def _check_sizes(network: Network, dataset: Dataset, definition: FeatureDefinition) -> None:
@@ -209,34 +208,15 @@ def _check_sizes(network: Network, dataset: Dataset, definition: FeatureDefiniti
             raise InputError(f"model.{key}={value}; allowed with {dataset.name} is {allowed}")
 
 
-def _deterministic() -> None:
-    """The same seed gives the same bytes on one machine: fixed threads, fixed algorithms."""
-    torch.set_num_threads(THREADS)
+def _device(config: Config) -> torch.device:
+    """The device of the float stages; on the CPU the same seed gives the same bytes."""
+    wanted, there = config.compute.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise InputError("compute.device='cuda', and torch finds no CUDA GPU; allowed: cpu, auto")
+    torch.set_num_threads(config.compute.threads)
+    if there and wanted != "cpu":
+        torch.backends.cudnn.benchmark = True
+        return torch.device("cuda")
     torch.use_deterministic_algorithms(True)
-
-
-def _check_out(out: Path, resume: bool) -> None:
-    if not resume and out.is_dir() and any(out.glob("*.safetensors")):
-        raise InputError(f"--out {str(out)!r} already holds a run; add --resume or name another")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
-
-
-def _write_metrics(out: Path, outcome: Outcome, dataset: Dataset, identity: dict[str, Any]) -> None:
-    fraction = identity["config"]["data"]["validation_fraction"]
-    content = {
-        "dataset": identity["dataset"],
-        "seed": identity["config"]["seed"],
-        "selection": (
-            f"the QAT epoch of least loss in device arithmetic on {fraction:.0%} of the "
-            "training clips"
-            if fraction
-            else "none: the last epoch"
-        ),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "metrics": {name: m.to_dict(dataset.labels) for name, m in outcome.metrics.items()},
-        "fidelity": outcome.fidelity.to_dict(),
-    }
-    write_whole(out / METRICS_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    keep_freed_memory()
+    return torch.device("cpu")

@@ -6,7 +6,7 @@ import copy
 import csv
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,24 @@ import pytest
 import soundfile
 import torch
 
-import train.run
 from firmware_ref.arch import Network
 from firmware_ref.errors import HOLDS, INTERRUPTED
 from firmware_ref.lowering import lower
 from tests.train.devices import inputs
-from tests.train.runs import arguments
+from tests.train.runs import TABLE, arguments
 from train import loop
 from train.__main__ import main
-from train.config import Config, parse_config
+from train.cache import CACHE_VARIABLE
+from train.config import Config
+from train.config_file import parse_config
 from train.data import Windows
+from train.datasets import load_dataset
 from train.fold import fold
-from train.loop import module_tensors
 from train.model import BCResNetMod, build_model
 from train.qat import DeviceNetwork
 from train.ranges import calibrate
+from train.state import module_tensors
+from train.teachers import save_table
 
 RATE_HZ = 44_100
 LABELS = ("Dog bark", "Rain", "Sea waves", "Crying baby", "Clock tick")
@@ -39,8 +42,16 @@ MakeEsc10 = Callable[..., Path]
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """On maps this small more threads only wait for each other."""
-    train.run.THREADS = 1
-    torch.set_num_threads(train.run.THREADS)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the features that a user has extracted."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
 
 
 def write_index(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -86,6 +97,27 @@ def tiny_esc10(make_esc10: MakeEsc10) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_devices(make_esc10: MakeEsc10) -> Path:
+    """Three classes through three devices, S unheard in training; with a teacher's table.
+
+    One clip a class in fold 1 and two in fold 2: six recordings to train on, three to validate
+    with, nine to test on.
+    """
+    root = make_esc10()
+    folder = root / "esc10"
+    with (folder / "meta.csv").open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if not row["filename"].endswith("1-2.wav")]
+    write_index(folder, rows)
+    for device, response in (("B", [1.0, 0.6, 0.2]), ("S", [0.5, -0.4])):
+        soundfile.write(root / f"{device}.wav", np.array(response), RATE_HZ, subtype="FLOAT")
+    lines = ["device,impulse_response,split", "A,,seen", "B,B.wav,seen", "S,S.wav,unseen"]
+    (root / "devices.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    names = [r.name for r in load_dataset("esc10-devices", root).recordings]
+    save_table(root / TABLE, names, np.random.default_rng(3).normal(size=(len(names), 3)))
+    return root
+
+
+@pytest.fixture(scope="session")
 def tiny_network() -> Network:
     """Every kind of layer, in about 1,500 parameters and on maps of 32 x 20."""
     return Network(
@@ -125,15 +157,17 @@ def tiny_config(tiny_network: Network) -> TinyConfig:
 
 @pytest.fixture
 def tiny_windows(rng: np.random.Generator) -> Windows:
-    """24 normalised windows of 12 clips and 3 classes; a class is loud in frames of its own.
+    """24 windows of 12 clips, 3 classes and 2 devices; a class is loud in frames of its own.
 
     In bands it would not do: residual normalisation makes all bands equally loud.
     """
     labels = np.repeat(np.arange(12) % 3, 2)
-    features = rng.standard_normal((24, 32, 20, 3)).astype(np.float32)
-    for window, label in zip(features, labels, strict=True):
+    log_mels = rng.standard_normal((24, 32, 20)).astype(np.float32)
+    for window, label in zip(log_mels, labels, strict=True):
         window[:, 6 * label : 6 * label + 5] += 2
-    return Windows(features, labels, np.repeat(np.arange(12), 2))
+    clips = np.repeat(np.arange(12), 2)
+    numbers = np.arange(24)
+    return Windows((log_mels,), 0 * numbers, numbers, labels, clips % 2, clips, numbers)
 
 
 def random_network(rng: np.random.Generator, number: int) -> Network:
@@ -243,10 +277,10 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Sequence[str], int], None]:
-    """Stop a run of these arguments after so many epochs of both stages together."""
+    """Stop a run of these arguments after so many epochs of all stages together."""
 
     def run(command: Sequence[str], after: int) -> None:
-        keep, count = loop._keep, 0
+        keep, count = loop.keep, 0
 
         def stop(*parts: Any) -> None:
             nonlocal count
@@ -256,7 +290,7 @@ def interrupted(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_keep", stop)
+            patch.setattr(loop, "keep", stop)
             assert main(command) == INTERRUPTED
         capsys.readouterr()
 

@@ -5,28 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
+from train import loop
+from train.batches import TrainingSet
 from train.config import Config
-from train.data import Windows
-from train.loop import Epoch, Score, Stage, fit, module_tensors
+from train.data import EpochSampler, InputNormalization, Windows
+from train.loop import Epoch, Stage, fit
 from train.model import build_model
+from train.objective import LabelObjective
+from train.state import Progress, Score, Trained, keep, module_tensors
 
 Tensors = dict[str, np.ndarray]
+# Of the tiny windows, nearly: their deltas vary less.
+NORMALIZATION = InputNormalization((0.0, 0.0, 0.0), (1.0, 0.25, 0.1))
+DEVICES = 2
 
 
 def identity_of(config: Config) -> dict[str, Any]:
     return {"network": config.network.to_dict(), "labels": [], "config": config.to_dict()}
 
 
+def training_set(config: Config, windows: Windows) -> TrainingSet:
+    """Windows as training draws them, on the CPU."""
+    shares = [1.0 / len(windows.maps)] * len(windows.maps)
+    sampler = EpochSampler(windows, config.data.windows_per_clip, shares)
+    classes = config.network.classes
+    return TrainingSet.of(windows, sampler, NORMALIZATION, classes, DEVICES, torch.device("cpu"))
+
+
+def label_stage(name: str, config: Config) -> Stage:
+    """A stage of the float optimiser that learns from the labels alone."""
+    return Stage(name, config.float_stage, LabelObjective())
+
+
 class Run:
     """Trains in a folder and notes the epochs, and the tensors at the end of each."""
 
     def __init__(self, folder: Path, config: Config, data: Windows) -> None:
-        self.state, self.config, self.data = folder / "state.safetensors", config, data
+        self.state, self.config = folder / "state.safetensors", config
+        self.data = training_set(config, data)
         self.epochs: list[Epoch] = []
         self.seen: list[Tensors] = []
         self.identity: Mapping[str, Any] = identity_of(config)
@@ -37,10 +59,14 @@ class Run:
         def report(epoch: Epoch) -> None:
             self.epochs.append(epoch)
             self.seen.append(copied(module))
-            if epoch.number == stop_after:
+
+        def kept(trained: Trained, path: Path, name: str, identity: Any, done: Progress) -> None:
+            keep(trained, path, name, identity, done)
+            if done.epochs_done == stop_after:
                 raise KeyboardInterrupt
 
-        fit(module, self.data, self.config, stage, self.identity, self.state, report)
+        with mock.patch.object(loop, "keep", kept):
+            fit(module, self.data, self.config, stage, self.identity, self.state, report)
         return copied(module)
 
     def float_stage(
@@ -50,7 +76,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         model: nn.Module = build_model(self.config.network)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        stage = Stage("float", self.config.float_stage, validate=validate)
+        stage = Stage("float", self.config.float_stage, LabelObjective(), validate=validate)
         return self.fit(model, stage, stop_after)
 
 

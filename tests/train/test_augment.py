@@ -1,131 +1,127 @@
-"""Mix-up and masks, measured on what they did."""
+"""What every augmentation holds: its generator alone decides, and nothing else is touched."""
 
 from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn import functional
 
-from train.augment import augment, mask, mix_up
-from train.config import AugmentConfig
+from train.augment.mix_up import mix_up
+from train.augment.spec_augment import frequency_mask, time_mask
+from train.augment.time_warp import time_warp
+from train.objective import Batch
+
+Technique = Callable[[Batch, int, torch.Generator], Batch]
 
 
-def generator(seed: int = 0) -> torch.Generator:
+def on_input(
+    function: Callable[[torch.Tensor, int, torch.Generator], torch.Tensor],
+) -> Technique:
+    """A technique for input alone as one for batches."""
+
+    def apply(batch: Batch, limit: int, generator: torch.Generator) -> Batch:
+        return dataclasses.replace(batch, x=function(batch.x, limit, generator))
+
+    return apply
+
+
+# Each with a limit at which it changes something.
+TECHNIQUES = [
+    pytest.param(mix_up, 1, id="mix_up"),
+    pytest.param(on_input(time_warp), 4, id="time_warp"),
+    pytest.param(on_input(frequency_mask), 9, id="frequency_mask"),
+    pytest.param(on_input(time_mask), 6, id="time_mask"),
+]
+each = pytest.mark.parametrize(("technique", "limit"), TECHNIQUES)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def batch(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps (B, 2, 16, 12) and one class an example, so that targets show who was mixed."""
-    return torch.randn(size, 2, 16, 12, generator=generator(9)), torch.eye(size)
+def batch(size: int = 32) -> Batch:
+    """Maps (B, 2, 16, 12) with scenes, devices and a teacher."""
+    draws = seeded(9)
+    return Batch(
+        x=torch.randn(size, 2, 16, 12, generator=draws),
+        scenes=functional.one_hot(torch.randint(0, 5, (size,), generator=draws), 5).float(),
+        devices=functional.one_hot(torch.randint(0, 3, (size,), generator=draws), 3).float(),
+        teacher=torch.randn(size, 5, generator=draws),
+    )
 
 
-# Mix-up
+def tensors(values: Batch) -> list[torch.Tensor]:
+    found = [values.x, values.scenes, values.devices, values.teacher]
+    return [tensor for tensor in found if tensor is not None]
 
 
-def test_mixed_examples_and_targets_are_the_same_convex_combination() -> None:
-    x, targets = batch()
-    mixed, mixed_targets = mix_up(x, targets, 0.4, generator())
-    assert mixed.shape == x.shape and mixed.dtype == torch.float32
-    # Row i of the targets holds w at i and 1 - w at its partner: the mixture itself.
-    torch.testing.assert_close(mixed_targets.sum(dim=1), torch.ones(64))
-    assert (mixed_targets >= 0).all() and ((mixed_targets > 0).sum(dim=1) <= 2).all()
-    expected = torch.einsum("ij,jcft->icft", mixed_targets, x)
-    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
-    # Each example is the partner of exactly one.
-    own = mixed_targets.diagonal()
-    partners = (mixed_targets - torch.diag(own)).argmax(dim=1)[own < 0.999]
-    assert len(set(partners.tolist())) == len(partners)
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
 
-def test_each_example_has_a_weight_of_its_own() -> None:
-    x, targets = batch()
-    weights = mix_up(x, targets, 0.4, generator())[1].diagonal()
-    assert len(set(weights.tolist())) > 60
+def test_the_comparison_sees_one_nudged_value() -> None:
+    for field in ("x", "scenes", "devices", "teacher"):
+        nudged = batch()
+        getattr(nudged, field)[3, 1] += 1e-3
+        assert same(batch(), batch()) and not same(batch(), nudged)
 
 
-def test_alpha_zero_changes_nothing() -> None:
-    x, targets = batch()
-    mixed, mixed_targets = mix_up(x, targets, 0, generator())
-    assert torch.equal(mixed, x) and torch.equal(mixed_targets, targets)
+@each
+def test_it_follows_its_generator_and_leaves_its_input_alone(
+    technique: Technique, limit: int
+) -> None:
+    given = batch()
+    first, again, other = (technique(given, limit, seeded(seed)) for seed in (1, 1, 2))
+    assert same(given, batch())
+    assert same(first, again)
+    assert not same(first, given) and not same(first, other)
+    assert [t.dtype for t in tensors(first)] == [torch.float32] * 4
+    assert [t.shape for t in tensors(first)] == [t.shape for t in tensors(given)]
 
 
-@pytest.mark.parametrize("alpha", [0.4, 1.0, 4.0])
-def test_weights_are_beta_distributed(alpha: float) -> None:
-    x, targets = batch()
-    order = generator()
-    weights = []
-    for _ in range(300):
-        mixed_targets = mix_up(x, targets, alpha, order)[1]
-        mixed = (mixed_targets > 0).sum(dim=1) == 2  # not with itself
-        weights.append(mixed_targets.diagonal()[mixed])
-    w = torch.cat(weights)
-    assert len(w) > 15_000
-    assert abs(float(w.mean()) - 0.5) < 0.02
-    variance = 1 / (4 * (2 * alpha + 1))  # of Beta(alpha, alpha)
-    assert float(w.var()) == pytest.approx(variance, rel=0.05)
-
-
-def test_a_tiny_alpha_gives_finite_weights() -> None:
-    x, targets = batch()
-    mixed, mixed_targets = mix_up(x, targets, 1e-6, generator())
-    assert torch.isfinite(mixed).all() and torch.isfinite(mixed_targets).all()
-
-
-# Masks
-
-
-@pytest.mark.parametrize(("axis", "limit"), [(2, 13), (2, 1), (3, 5), (3, 12), (2, 16)])
-def test_a_mask_is_one_run_below_the_limit_on_every_channel(axis: int, limit: int) -> None:
-    x = torch.randn(500, 2, 16, 12, generator=generator(9)) + 10
-    masked = mask(x, axis, limit, generator())
-    zero = masked == 0
-    assert torch.equal(masked[~zero], x[~zero]), "the rest is untouched"
-    rows = zero.all(dim=5 - axis).all(dim=1)  # (B, size): masked on the whole of the other axes
-    assert torch.equal(rows, zero.any(dim=5 - axis).any(dim=1))
-    widths = rows.sum(dim=1)
-    assert sorted(set(widths.tolist())) == list(range(limit)), "every width below the limit"
-    edges = (functional.pad(rows.int(), (1, 1)).diff(dim=1) == 1).sum(dim=1)
-    assert (edges <= 1).all(), "one run"
-
-
-def test_masks_reach_both_edges() -> None:
-    x = torch.ones(2000, 1, 16, 4)
-    hit = (mask(x, 2, 4, generator()) == 0).any(dim=(1)).any(dim=2).float().mean(dim=0)
-    # Every band is masked now and then, the middle ones equally often.
-    assert hit.min() > 0.01
-    assert hit[4:-4].max() < 1.6 * hit[4:-4].min()
-
-
-def test_a_limit_of_zero_changes_nothing() -> None:
-    x, _ = batch()
-    assert torch.equal(mask(x, 2, 0, generator()), x)
-
-
-# Both
-
-
-def test_augmentation_follows_its_generator_and_leaves_its_inputs_alone() -> None:
-    x, targets = batch()
-    before = x.clone(), targets.clone()
-    config = AugmentConfig(frequency_mask_bands=8, time_mask_frames=5)
-    found = [augment(x, targets, config, generator(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(x, before[0]) and torch.equal(targets, before[1])
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    assert not torch.equal(found[0][0], found[2][0])
-    assert (found[0][0] == 0).all(dim=3).any(), "a band is masked"
-    assert (found[0][0] == 0).all(dim=2).any(), "a frame is masked"
-
-
-def test_augmentation_draws_nothing_from_the_global_generator() -> None:
-    x, targets = batch()
+@each
+def test_it_draws_nothing_from_the_global_generator(technique: Technique, limit: int) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    augment(x, targets, AugmentConfig(), generator())
+    technique(batch(), limit, seeded())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_switched_off_it_is_the_identity() -> None:
-    x, targets = batch()
-    config = AugmentConfig(mixup_alpha=0, frequency_mask_bands=0, time_mask_frames=0)
-    found = augment(x, targets, config, generator())
-    assert torch.equal(found[0], x) and torch.equal(found[1], targets)
+@each
+def test_at_zero_it_is_the_identity_and_draws_nothing(technique: Technique, limit: int) -> None:
+    generator = seeded()
+    assert same(technique(batch(), 0, generator), batch())
+    assert torch.equal(generator.get_state(), seeded().get_state())
+
+
+@each
+def test_all_of_it_happens_on_the_device_of_the_batch(technique: Technique, limit: int) -> None:
+    """A tensor of the meta device has no values: reading one back, or mixing in one from the
+    processor, raises."""
+    there = Batch(*(tensor.to("meta") for tensor in tensors(batch())))
+    found = technique(there, limit, seeded())
+    assert {tensor.device.type for tensor in tensors(found)} == {"meta"}
+    with pytest.raises(RuntimeError):
+        there.x.sum().item()
+    with pytest.raises(RuntimeError):
+        there.x + batch().x
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@each
+def test_it_runs_on_cuda_without_waiting_for_it(technique: Technique, limit: int) -> None:
+    there = Batch(*(tensor.cuda() for tensor in tensors(batch())))
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that the debug mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            found.append(technique(there, limit, torch.Generator("cuda").manual_seed(1)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert same(*found) and not same(found[0], there)

@@ -17,7 +17,7 @@ from firmware_ref.arch import Network, preset
 from firmware_ref.errors import InputError
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.manifest import MANIFEST_KEY
-from train import checkpoint, loop
+from train import checkpoint, state
 from train.model import BCResNetMod, build_model
 
 MANIFEST: dict[str, Any] = {
@@ -58,14 +58,14 @@ def test_a_whole_network_survives_to_the_bit(
     tmp_path: Path, tiny_network: Network, trained: Callable[..., BCResNetMod]
 ) -> None:
     model = trained(tiny_network)
-    tensors = loop.module_tensors(model)
+    tensors = state.module_tensors(model)
     assert any(value.shape == () for value in tensors.values()), "counters of batch norms"
     checkpoint.save(tmp_path / "a", tensors, {**MANIFEST, "network": tiny_network.to_dict()})
     saved = checkpoint.load(tmp_path / "a")
     assert_same(saved.tensors, tensors)
     other = build_model(saved.network)
-    loop.load_module(other, saved.tensors, "this")
-    assert_same(loop.module_tensors(other), tensors)
+    state.load_module(other, saved.tensors, "this")
+    assert_same(state.module_tensors(other), tensors)
 
 
 def test_layouts_in_memory_do_not_show(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_types_that_numpy_lacks_are_refused_or_kept(saved: Path) -> None:
             continue
         model = build_model(preset("qti-c40"))
         with pytest.raises(InputError):
-            loop.load_module(model, tensors, "this")
+            state.load_module(model, tensors, "this")
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:

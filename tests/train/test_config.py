@@ -1,264 +1,89 @@
-"""Configurations: shipped ones load, everything wrong is refused by name."""
+"""What several keys of a configuration together make wrong, and its form for JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import random
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from budgets.limits import enforce_network
 from firmware_ref.arch import preset
 from firmware_ref.errors import InputError
-from train.config import CONFIG_FOLDER, Config, load_config, parse_config
-
-SHIPPED = sorted(path.stem for path in CONFIG_FOLDER.glob("*.toml"))
-STAGE = {"epochs": 3, "learning_rate": 0.1}
-
-
-def values(**sections: Any) -> dict[str, Any]:
-    return {"model": {"preset": "qti-c40"}, "float": dict(STAGE), "qat": dict(STAGE), **sections}
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_configuration_loads_and_fits_the_limits(name: str) -> None:
-    config = load_config(name)
-    assert config.name == name
-    assert load_config(str(CONFIG_FOLDER / f"{name}.toml")) == config
-    enforce_network(config.network)
-
-
-def test_esc10_is_the_preset_and_the_recipe() -> None:
-    config = load_config("esc10")
-    assert config.network == replace(preset("report-125k"), first_res_norm="stem")
-    assert config.float_stage.learning_rate == 0.1
-    assert config.float_stage.final_learning_rate == 1e-5
-    assert config.float_stage.momentum == 0.9
-    assert config.float_stage.restart_epochs == (4, 8, 16, 32, 64)
-    assert config.float_stage.algorithm == "sgd"
-    assert config.augment.mixup_alpha == 0.4
-    assert config.augment.frequency_mask_bands == 13
-    assert config.qat_stage.optimizer.algorithm == "adam"
-    assert config.qat_stage.range_learning_rate == 1e-2
-    assert config.qat_stage.float_teacher_weight == 1.0
-    assert config.data.validation_fraction == 0.1
-
-
-def test_defaults_and_given_values() -> None:
-    config = parse_config(values(seed=5, augment={"mixup_alpha": 0}), "mine")
-    assert (config.name, config.seed) == ("mine", 5)
-    assert config.augment.mixup_alpha == 0.0 and isinstance(config.augment.mixup_alpha, float)
-    assert config.augment.frequency_mask_bands == 13
-    assert config.float_stage.epochs == 3 and config.float_stage.batch_size == 64
-    assert config.qat_stage.optimizer == config.float_stage
-    assert config.float_stage.algorithm == "sgd"
-    assert config.qat_stage.calibration_batches == 16
-    assert config.qat_stage.range_learning_rate == 1e-2
-    assert config.qat_stage.float_teacher_weight == 1.0
-    assert config.data.validation_fraction == 0.1
-    assert config.network == preset("qti-c40")
-
-
-def test_both_sections_choose_their_optimiser() -> None:
-    config = parse_config(
-        values(
-            float={**STAGE, "algorithm": "adam"},
-            qat={**STAGE, "range_learning_rate": 0, "float_teacher_weight": 0.5},
-        ),
-        "mine",
-    )
-    assert config.float_stage.algorithm == "adam"
-    assert config.qat_stage.optimizer.algorithm == "sgd"
-    assert config.qat_stage.range_learning_rate == 0.0
-    assert config.qat_stage.float_teacher_weight == 0.5
-
-
-def test_a_preset_can_be_changed_and_a_network_spelled_out() -> None:
-    changed = parse_config(values(model={"preset": "qti-c40", "classes": 3}), "mine").network
-    assert changed.classes == 3 and changed.widths == preset("qti-c40").widths
-    model = {"stem_channels": 8, "widths": [8], "blocks": [1], "pool_after": []}
-    assert parse_config(values(model=model), "mine").network.name == "custom"
-
-
-def test_a_configuration_is_plain_json(tmp_path: Path) -> None:
-    text = json.dumps(load_config("esc10").to_dict(), allow_nan=False)
-    assert json.loads(text)["float_stage"]["epochs"] == 128
-
-
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    (values(speed=3), "unknown key 'speed'; allowed: seed, model, data, augment, float, qat"),
-    (values(data={"hop": 3}), "unknown config key data.hop; allowed: dataset, windows_per_clip"),
-    (values(model={"preset": "qti-c40", "depth": 3}), "unknown network key 'depth'; allowed"),
-    (values(model={"preset": "nonet"}), "unknown preset 'nonet'; known: report-125k"),
-    (values(model={"preset": 3}), "model.preset=3 must be the name"),
-    (values(model={"stem_channels": 8, "widths": [8]}), "network key 'blocks' is missing"),
-    (values(model={"preset": "qti-c40", "ssn_bands": 7}), "ssn_bands=7 does not divide the 64"),
-    (values(model={"preset": "qti-c40", "widths": "8"}), "widths='8' must be a list"),
-    (values(model={"preset": "qti-c40", "dropout": float("nan")}), "dropout=nan"),
-    (values(float={"epochs": 3}), "config key float.learning_rate is missing"),
-    (values(qat={"learning_rate": 0.1}), "config key qat.epochs is missing"),
-    (values(float=[1]), r"section \[float\] is missing or not a table"),
-    (values(augment=3), r"section \[augment\] is missing or not a table"),
-    (values(seed=-1), "config seed=-1 must be an integer from 0 to"),
-    (values(seed=1.0), "config seed=1.0 must be an integer"),
-    (values(seed=True), "config seed=True must be an integer"),
-    (values(float={**STAGE, "epochs": 1.5}), "float.epochs=1.5 must be an integer from 0"),
-    (values(float={**STAGE, "epochs": -1}), "float.epochs=-1 must be an integer from 0 to 100000"),
-    (values(float={**STAGE, "learning_rate": "0.1"}), "float.learning_rate='0.1' must be a number"),
-    (
-        values(float={**STAGE, "learning_rate": 11}),
-        "learning_rate=11 must be a number from 0",
-    ),
-    (values(float={**STAGE, "learning_rate": float("nan")}), "float.learning_rate=nan must be"),
-    (values(float={**STAGE, "learning_rate": float("inf")}), "float.learning_rate=inf must be"),
-    (values(float={**STAGE, "learning_rate": 10**400}), "float.learning_rate=1000"),
-    (values(seed=10**400), "config seed=1000"),
-    (
-        values(float={**STAGE, "momentum": 1.0}),
-        "momentum=1.0 must be a number from 0 to 0.99",
-    ),
-    (values(float={**STAGE, "batch_size": 1}), "float.batch_size=1 must be an integer from 2"),
-    (values(float={**STAGE, "restart_epochs": 4}), "restart_epochs=4 must be a list of positive"),
-    (values(float={**STAGE, "restart_epochs": [0]}), r"restart_epochs=\[0\] must be a list of pos"),
-    (values(float={**STAGE, "restart_epochs": [4, 2]}), r"restart_epochs=\[4, 2\] must increase"),
-    (values(float={**STAGE, "restart_epochs": [2, 2]}), r"restart_epochs=\[2, 2\] must increase"),
-    (values(data={"train_hop_seconds": 0}), "data.train_hop_seconds=0 must be a number from 0.01"),
-    (values(data={"dataset": 1}), "data.dataset=1 must be a string"),
-    (values(augment={"time_mask_frames": 45}), "augment.time_mask_frames=45 must be an integer"),
-    (values(qat={**STAGE, "calibration_batches": 0}), "qat.calibration_batches=0 must be an int"),
-    (values(float={**STAGE, "algorithm": "adamw"}), "float.algorithm='adamw'; allowed: sgd, adam"),
-    (values(qat={**STAGE, "algorithm": "SGD"}), "qat.algorithm='SGD'; allowed: sgd, adam"),
-    (values(qat={**STAGE, "algorithm": 1}), "qat.algorithm=1 must be a string"),
-    (
-        values(qat={**STAGE, "range_learning_rate": 2}),
-        "qat.range_learning_rate=2 must be a number from 0 to 1",
-    ),
-    (
-        values(qat={**STAGE, "float_teacher_weight": -0.1}),
-        "qat.float_teacher_weight=-0.1 must be a number from 0 to 1",
-    ),
-    (
-        values(float={**STAGE, "range_learning_rate": 0.1}),
-        "unknown config key float.range_learning_rate",
-    ),
-    (
-        values(data={"validation_fraction": 0.6}),
-        "data.validation_fraction=0.6 must be a number from 0 to 0.5",
-    ),
-    (values(qat={**STAGE, "optimizer": {}}), "unknown config key qat.optimizer"),
-    (values(float={**STAGE, "epochs": {}}), r"float.epochs=\{\} must be an integer"),
-]
-
-
-@pytest.mark.parametrize(("mapping", "message"), REFUSED, ids=[m[:40] for _, m in REFUSED])
-def test_what_is_wrong_is_refused_by_name(mapping: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_config(mapping, "mine")
-
-
-@pytest.mark.parametrize("section", ["model", "float", "qat"])
-def test_a_missing_section_is_named(section: str) -> None:
-    mapping = values()
-    del mapping[section]
-    with pytest.raises(InputError, match=rf"section \[{section}\] is missing.*add \[{section}\]"):
-        parse_config(mapping, "mine")
-
-
-# Files
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"[model",
-        b"\xff\xfe\x00",
-        b"seed = 1\nseed = 2",
-        b"a = " + b"[" * 100_000,
-        b"seed = " + b"9" * 5000,
-        b"seed = 0x" + b"f" * 5000,
-        b'[model]\npreset = "qti-c40"\nwidths = [0x' + b"f" * 5000 + b"]",
-        b"seed = nan",
-        b"",
-    ],
-    ids=lambda b: repr(b[:12]),
+from train.config import (
+    AugmentConfig,
+    Config,
+    CrossGradientConfig,
+    DataConfig,
+    DistillationConfig,
+    OptimizerConfig,
+    QatConfig,
+    TeacherConfig,
 )
-def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="config"):
-        load_config(str(path))
+from train.config_file import load_config
+
+STAGE = OptimizerConfig(epochs=3, learning_rate=0.1)
 
 
-def test_random_bytes_are_refused(tmp_path: Path) -> None:
-    generator = random.Random(0)
-    path = tmp_path / "mine.toml"
-    shipped = (CONFIG_FOLDER / "esc10.toml").read_bytes()
-    for _ in range(200):
-        content = bytearray(shipped)
-        for _ in range(generator.randint(1, 4)):
-            content[generator.randrange(len(content))] = generator.randrange(256)
-        path.write_bytes(content)
-        try:
-            assert isinstance(load_config(str(path)), Config)
-        except InputError as error:
-            assert str(error)
+def config(**changes: Any) -> Config:
+    return Config("mine", preset("qti-c40"), STAGE, QatConfig(STAGE), **changes)
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown config 'nosuch'; known: .*esc10"):
-        load_config("nosuch")
-    with pytest.raises(InputError, match=r"mine.toml' cannot be read"):
-        load_config(str(tmp_path / "mine.toml"))
+def test_a_configuration_is_plain_json() -> None:
+    text = json.dumps(load_config("esc10-devices").to_dict(), allow_nan=False)
+    values = json.loads(text)
+    assert values["float_stage"]["epochs"] == 128
+    assert values["qat_stage"]["optimizer"]["algorithm"] == "adam"
+    assert values["distillation"]["teachers"] == [
+        {"kind": "network", "source": "qti-c80", "weights": ""}
+    ]
 
 
-# Overrides
+def test_what_needs_to_be_asked_for_is_off() -> None:
+    """Techniques that need several devices or a teacher, and selection on the test split."""
+    found = config()
+    assert found.cross_gradient.epsilon == 0 and found.distillation.teachers == ()
+    assert found.augment.pitch_shift_probability == 0
+    assert found.augment.spectrum_correction_probability == 0
+    assert found.augment.time_warp_frames == 0
+    assert found.data == DataConfig() and found.data.selection == "validation"
+    assert found.compute.device == "cpu" and found.float_stage.keep == "best"
 
 
-def test_overrides_change_one_key_each() -> None:
-    plain = load_config("esc10")
-    config = load_config(
-        "esc10",
-        [
-            "seed=7",
-            "float.epochs=2",
-            "float.restart_epochs=[1]",
-            " data.windows_per_clip = 3 ",
-            "model.classes=3",
-            "model.name=other",
-            "augment.mixup_alpha=0",
-            "float.epochs=4",
-        ],
-    )
-    assert config.seed == 7
-    assert (config.float_stage.epochs, config.float_stage.restart_epochs) == (4, (1,))
-    assert (config.data.windows_per_clip, config.network.classes) == (3, 3)
-    assert (config.network.name, config.augment.mixup_alpha) == ("other", 0.0)
-    assert config.qat_stage == plain.qat_stage
+@pytest.mark.parametrize(("pitch", "spectrum"), [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+def test_shares_of_all_windows_are_accepted(pitch: float, spectrum: float) -> None:
+    augment = AugmentConfig(pitch_shift_probability=pitch, spectrum_correction_probability=spectrum)
+    assert config(augment=augment).augment == augment
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("float.epochs", "must read section.key=value"),
-        ("=3", "must read section.key=value"),
-        (".epochs=3", "must read section.key=value"),
-        ("float.a.b=3", "must read section.key=value"),
-        ("seed.x=3", "seed is not a section"),
-        ("float.epochs=many", "float.epochs='many' must be an integer"),
-        ("float.epochs=", "float.epochs='' must be an integer"),
-        ("float.learning_rate=nan", "float.learning_rate=nan must be a number"),
-        ("float.epoch=3", "unknown config key float.epoch; allowed: epochs"),
-        ("flot.epochs=3", "unknown key 'flot'"),
-        ("model.widths=[40, 40, 64, 1.5]", "must be a list of at most 16 integers"),
-        ("model.ssn_bands=5", "ssn_bands=5 does not divide"),
-        ("seed=" + "[" * 100_000, "not readable"),
-        ("seed=0x" + "f" * 5000, "not readable"),
-    ],
-    ids=lambda text: text[:24],
-)
-def test_a_bad_override_is_refused(override: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_config("esc10", [override])
+def test_more_than_all_windows_are_refused() -> None:
+    augment = AugmentConfig(pitch_shift_probability=0.75, spectrum_correction_probability=0.5)
+    with pytest.raises(InputError, match=r"are 1\.25 together; at most 1, a window being heard"):
+        config(augment=augment)
+
+
+def test_shifts_by_nothing_are_refused() -> None:
+    none = AugmentConfig(pitch_shift_semitones=())
+    assert config(augment=none).augment == none, "while it is off"
+    augment = dataclasses.replace(none, pitch_shift_probability=0.1)
+    with pytest.raises(InputError, match=r"pitch_shift_semitones=\[\] leaves no shift; name some"):
+        config(augment=augment)
+
+
+@pytest.mark.parametrize("kind", ["network", "module"])
+def test_a_teacher_that_is_trained_needs_its_section(kind: str) -> None:
+    taught = DistillationConfig(teachers=(TeacherConfig("table", "t"), TeacherConfig(kind, "x")))
+    with pytest.raises(InputError, match=r"section \[teacher\] is missing; say how teachers are"):
+        config(distillation=taught)
+    found = config(distillation=taught, teacher_stage=STAGE)
+    assert found.trains_teachers
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "table", "onnx"])
+def test_a_teacher_that_is_read_needs_none(kind: str) -> None:
+    found = config(distillation=DistillationConfig(teachers=(TeacherConfig(kind, "x"),)))
+    assert found.teacher_stage is None and not found.trains_teachers
+
+
+def test_cross_gradient_shares_are_as_in_the_paper() -> None:
+    assert CrossGradientConfig().perturbed_weight == 0.5

@@ -1,254 +1,224 @@
-"""The dataset: folds, windows, normalisation and the draw of an epoch."""
+"""Windows as training and evaluation see them: their order, normalisation and draws."""
 
 from __future__ import annotations
 
-import collections
-import csv
-from collections.abc import Callable
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from firmware_ref.audio import read_audio
 from firmware_ref.errors import InputError
-from firmware_ref.features import FeatureDefinition, features
+from firmware_ref.features import features, stack_deltas
+from tests.train.trees import DEFINITION, SECOND, noise, noise_recordings, recording, wav
+from train import data
+from train.cache import Entry
 from train.data import (
-    Dataset,
     EpochSampler,
     InputNormalization,
-    Recording,
-    data_folder,
-    extract,
-    load_dataset,
+    Source,
+    Windows,
+    gather,
+    over_windows,
 )
+from train.extract import Cut, Extracted, Variation
 
-DEFINITION = FeatureDefinition()
-SECOND = DEFINITION.clip_samples
-MakeEsc10 = Callable[..., Path]
-HEADER = "filename,label,label_id,fold\n"
+TRAIN = Cut(SECOND // 4, "float16")
 
 
-# The index
+def made(log_mels: np.ndarray, clips: Sequence[int], dtype: str = "float32") -> Windows:
+    """Windows of one variation; clip c has class c % 3."""
+    numbers, own = np.arange(len(log_mels)), np.array(clips)
+    maps = (log_mels.astype(dtype),)
+    return Windows(maps, 0 * numbers, numbers, own % 3, 0 * numbers, own, numbers)
 
 
-def test_the_index_is_read(tiny_esc10: Path) -> None:
-    dataset = load_dataset("esc10", tiny_esc10)
-    assert dataset.name == "ESC-10"
-    assert dataset.labels == ("Dog bark", "Rain", "Sea waves")
-    assert len(dataset.recordings) == 12
-    assert dataset == load_dataset("esc10", tiny_esc10 / "esc10")
-    for recording in dataset.recordings:
-        assert recording.path.is_file()
-        assert recording.path.parent.name == dataset.labels[recording.label]
+def counted(counts: Sequence[int], variations: int = 1) -> Windows:
+    """Windows of clips that have so many, in several variations; log-mels are their rows."""
+    entries, first = [], 0
+    for count in counts:
+        entries.append(Entry(first, (True,) * count))
+        first += count
+    heard = [
+        Extracted(np.full((first, 1, 1), 1000.0 * v) + np.arange(first)[:, None, None], (*entries,))
+        for v in range(variations)
+    ]
+    return gather([recording(Path("a"))] * len(counts), "A", heard, active_only=True)
 
 
-def test_folds_are_disjoint_and_complete(make_esc10: MakeEsc10) -> None:
-    dataset = load_dataset("esc10", make_esc10(classes=2, folds=3, clips=1, seconds=(0.1,)))
-    tested: list[Recording] = []
-    for fold in (1, 2, 3):
-        train, test = dataset.split(fold)
-        assert {r.path for r in train} & {r.path for r in test} == set()
-        assert {r.fold for r in test} == {fold} and fold not in {r.fold for r in train}
-        assert len(train) + len(test) == 6
-        tested += test
-    assert collections.Counter(tested) == collections.Counter(dataset.recordings)
+# Gathering
 
 
-def test_a_fold_that_is_not_there_is_refused(tiny_esc10: Path) -> None:
-    with pytest.raises(InputError, match=r"fold=3 is not in ESC-10; allowed: \[1, 2\]"):
-        load_dataset("esc10", tiny_esc10).split(3)
-
-
-def test_one_fold_alone_leaves_nothing_to_train_on(tmp_path: Path) -> None:
-    dataset = Dataset("ESC-10", ("a",), (Recording(tmp_path / "a.wav", 0, 1, "a"),))
-    with pytest.raises(InputError, match="has only fold 1; two at least are needed"):
-        dataset.split(1)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "must number its labels 0, 1, 2"),
-        (HEADER, "must number its labels 0, 1, 2"),
-        ("filename,label,fold\na.wav,Rain,1\n", "line 2: needs columns filename, label, label_id"),
-        ("filename;label;label_id;fold\na.wav;Rain;0;1\n", "line 2: needs columns"),
-        (HEADER + "a.wav,Rain,zero,1\n", "line 2: needs columns .* whole numbers"),
-        (HEADER + "a.wav,Rain,0,1.5\n", "line 2: needs columns"),
-        (HEADER + "a.wav,Rain,0,1\nb.wav,Rain\n", "line 3: needs columns"),
-        ("label,label_id,fold,filename\nRain,0,1\n", "line 2: needs columns"),
-        ("label_id,fold,filename,label\n0,1,a.wav\n", "line 2: needs columns"),
-        (HEADER + "a.wav,Rain,1,1\n", "must number its labels 0, 1, 2"),
-        (HEADER + "a.wav,Rain,-1,1\n", "must number its labels 0, 1, 2"),
-        (HEADER + "a.wav,Rain,0,1\nb.wav,Sea,0,1\n", "line 3: label_id 0 has two names"),
-        (HEADER + "a.wav,Rain,0,1\nb.wav,Rain,1,1\n", "gives two labels one name"),
-        (HEADER + "a.wav,Rain,0,1\na.wav,Rain,0,2\n", "line 3: 'a.wav' is there twice"),
-        (HEADER + "a.wav,Rain,0,1\nx/../a.wav,Rain,0,2\n", "line 3: 'x/../a.wav' is there twice"),
-        (HEADER + "../a.wav,Rain,0,1\n", "line 2: '../a.wav' points outside"),
-        (HEADER + "/etc/passwd,Rain,0,1\n", "line 2: '/etc/passwd' points outside"),
-        (HEADER + "a\0.wav,Rain,0,1\n", "line 2"),
-        (HEADER + "a\rb.wav,Rain,0,1\n", "meta.csv"),
-        (HEADER + "a" * 200_000 + ",Rain,0,1\n", "meta.csv"),
-        (HEADER + '"a.wav,Rain,0,1\n' * 3, "meta.csv"),
-        (HEADER + "a.wav,Rain,0," + "9" * 5000 + "\n", "line 2: needs columns"),
-    ],
-    ids=lambda text: repr(text)[-32:],
-)
-def test_a_hostile_index_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "meta.csv").write_text(text, encoding="utf-8", newline="")
-    with pytest.raises(InputError, match=message) as caught:
-        load_dataset("esc10", tmp_path)
-    assert "meta.csv" in str(caught.value)
-
-
-def test_an_index_of_random_bytes_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
-    for _ in range(50):
-        (tmp_path / "meta.csv").write_bytes(HEADER.encode() + rng.bytes(500))
-        with pytest.raises(InputError, match=r"meta\.csv"):
-            load_dataset("esc10", tmp_path)
-
-
-def test_what_is_missing_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_esc10: Path
-) -> None:
-    with pytest.raises(InputError, match=r"meta.csv' cannot be read"):
-        load_dataset("esc10", tmp_path)
-    with pytest.raises(InputError, match=r"data.dataset='tau' is unknown; allowed: esc10"):
-        load_dataset("tau", tiny_esc10)
-    monkeypatch.delenv("ASC_DATA", raising=False)
-    with pytest.raises(InputError, match="give --data DIR or set ASC_DATA=DIR"):
-        data_folder(None)
-    with pytest.raises(InputError, match="absent' does not exist"):
-        data_folder(str(tmp_path / "absent"))
-    monkeypatch.setenv("ASC_DATA", str(tiny_esc10))
-    assert data_folder(None) == tiny_esc10
-    assert data_folder(str(tmp_path)) == tmp_path, "the argument wins"
-
-
-def test_the_recordings_of_esc10(audio_data: Path) -> None:
-    dataset = load_dataset("esc10", audio_data)
-    assert len(dataset.recordings) == 400 and len(dataset.labels) == 10
-    counts = collections.Counter((r.fold, r.label) for r in dataset.recordings)
-    assert counts == {(fold, label): 8 for fold in range(1, 6) for label in range(10)}
-    for fold in range(1, 6):
-        train, test = dataset.split(fold)
-        assert (len(train), len(test)) == (320, 80)
-    # A source recording, cut into several clips, stays on one side of every split.
-    with (audio_data / "esc10" / "meta.csv").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    folds_of_source = collections.defaultdict(set)
-    for row in rows:
-        folds_of_source[row["source_id"]].add(row["fold"])
-    assert all(len(folds) == 1 for folds in folds_of_source.values())
-
-
-# Windows
-
-
-def recording(path: Path, samples: np.ndarray) -> Recording:
-    soundfile.write(path, samples, DEFINITION.sample_rate_hz, subtype="FLOAT")
-    return Recording(path, 0, 1, path.name)
-
-
-def test_evaluation_uses_every_window_of_the_deployed_cut(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    samples = rng.uniform(-0.5, 0.5, round(2.6 * SECOND)).astype(np.float32)
+def test_evaluation_uses_every_window_of_the_deployed_cut(tmp_path: Path) -> None:
+    samples = noise(0, 2.6)
     samples[SECOND : 2 * SECOND] = 0  # silence counts, too
-    clip = recording(tmp_path / "a.wav", samples)
-    data = extract([clip, Recording(clip.path, 2, 1, "b")], DEFINITION)
-    assert data.features.shape == (6, 128, 44, 3) and data.features.dtype == np.float32
-    assert data.labels.tolist() == [0, 0, 0, 2, 2, 2]
-    assert data.clips.tolist() == [0, 0, 0, 1, 1, 1]
-    padded = np.pad(samples, (0, 3 * SECOND - len(samples)))
-    for number in range(3):
-        second = padded[number * SECOND : (number + 1) * SECOND]
-        np.testing.assert_array_equal(data.features[number], features(second, DEFINITION))
+    clips = [
+        recording(wav(tmp_path / "a.wav", samples), label=2, device="S1"),
+        recording(wav(tmp_path / "b.wav", noise(1))),
+    ]
+    heard = Source(DEFINITION, tmp_path / "cache").extract(clips, Cut())
+    windows = gather(clips, ("A", "B", "S1"), [heard], active_only=False)
+    assert len(windows) == 4
+    assert windows.labels.tolist() == [2, 2, 2, 0] and windows.clips.tolist() == [0, 0, 0, 1]
+    assert windows.devices.tolist() == [2, 2, 2, 0] and windows.moments.tolist() == [0, 1, 2, 3]
+    padded = np.pad(samples, (0, 3 * SECOND - len(samples))).reshape(3, SECOND)
+    expected = features(np.concatenate([padded, noise(1)[None]]), DEFINITION)
+    np.testing.assert_array_equal(stack_deltas(windows.log_mels(np.arange(4))), expected)
 
 
-def test_training_windows_start_every_hop_and_are_active(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_training_uses_active_windows(tmp_path: Path) -> None:
+    """Of a burst at 1 s only windows that hold it; of silence every window, as there is no other.
+
+    Below -60 dBFS is padding.
+    """
     samples = np.zeros(4 * SECOND, np.float32)
-    samples[SECOND : SECOND + 100] = rng.uniform(-0.5, 0.5, 100)
-    clip = recording(tmp_path / "a.wav", samples)
-    data = extract([clip], DEFINITION, hop_seconds=0.25)
-    # Of the starts at 0, 1/4, ..., 3 s, those whose second holds the burst at 1 s; not that at 0.
-    hop = SECOND // 4
-    expected = [features(samples[n * hop : n * hop + SECOND], DEFINITION) for n in range(1, 5)]
-    np.testing.assert_array_equal(data.features, expected)
-    assert data.clips.tolist() == [0] * 4
+    samples[SECOND : SECOND + 100] = noise(3)[:100]
+    quiet = np.full(2 * SECOND, 0.00099, np.float32)
+    quiet[SECOND + SECOND // 2 :] = 0.0011
+    silent = np.zeros(2 * SECOND, np.float32)
+    sounds = {"burst": samples, "silent": silent, "quiet": quiet}
+    clips = [recording(wav(tmp_path / f"{name}.wav", sound)) for name, sound in sounds.items()]
+    heard = Source(DEFINITION, tmp_path / "cache").extract(clips, TRAIN)
+    windows = gather(clips, "A", [heard], active_only=True)
+    # Starts at quarters of a second: 1 to 4; 0 to 4; and those that end after 1.5 s.
+    starts = windows.row - np.array([entry.first for entry in heard.entries])[windows.clips]
+    assert starts.tolist() == [1, 2, 3, 4, *range(5), 3, 4]
+    assert windows.clips.tolist() == [0] * 4 + [1] * 5 + [2] * 2
+    assert len(gather(clips, "A", [heard], active_only=False)) == 13 + 5 + 5
 
 
-def test_a_silent_recording_is_still_trained_on(tmp_path: Path) -> None:
-    clip = recording(tmp_path / "a.wav", np.zeros(2 * SECOND, np.float32))
-    assert len(extract([clip], DEFINITION, hop_seconds=0.5).features) == 3
+def test_variations_of_a_window_share_its_moment(tmp_path: Path) -> None:
+    clips = noise_recordings(tmp_path, 3, seconds=1.25)
+    source = Source(DEFINITION, tmp_path / "cache")
+    variations = (Variation(), Variation(semitones=2), Variation(gains={"A": np.full(1025, 2.0)}))
+    # The store of the first and third holds both; rows are not those of a single extraction.
+    heard = [source.extract(clips[::step], TRAIN, v) for v in variations for step in (-1, 1)][1::2]
+    windows, plain = (gather(clips, "A", part, active_only=True) for part in (heard, heard[:1]))
+    assert len(plain) == 6 and len(windows) == 18
+    assert windows.moments.tolist() == np.repeat(np.arange(6), 3).tolist()
+    assert windows.variation.tolist() == [0, 1, 2] * 6
+    assert (windows.clips == plain.clips[windows.moments]).all()
+    for number, extracted in enumerate(heard):
+        own = np.flatnonzero(windows.variation == number)
+        expected = np.concatenate(
+            [extracted.log_mels[e.first : e.first + e.count] for e in extracted.entries]
+        )
+        np.testing.assert_array_equal(windows.log_mels(own), expected)
+    # In any order and mixture, each as alone.
+    chosen = np.random.default_rng(0).permutation(18)
+    alone = np.concatenate([windows.log_mels(np.array([n])) for n in chosen])
+    np.testing.assert_array_equal(windows.log_mels(chosen), alone)
+    assert windows.log_mels(chosen).dtype == np.float16
 
 
-def test_every_recording_is_shown_as_progress(tiny_esc10: Path) -> None:
-    clips = load_dataset("esc10", tiny_esc10).recordings[:3]
-    shown = []
-
-    def progress(items: object, title: str) -> list[Recording]:
-        assert isinstance(items, list | tuple)
-        shown.append((len(items), title))
-        return list(items)
-
-    extract(clips, DEFINITION, progress=progress)
-    assert shown == [(3, "features")]
+def test_what_is_active_as_recorded_is_kept_in_every_variation() -> None:
+    entries = (
+        (Entry(0, (True, False, True)), Entry(3, (False, False))),
+        (Entry(4, (False, True, True)), Entry(0, (True, False))),
+    )
+    heard = [Extracted(np.zeros((9, 1, 1)), entry) for entry in entries]
+    windows = gather([recording(Path("a"))] * 2, "A", heard, active_only=True)
+    assert windows.row.tolist() == [0, 4, 2, 6, 3, 0, 4, 1]
+    assert windows.clips.tolist() == [0] * 4 + [1] * 4
 
 
-def test_a_recording_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"b.wav' is not a file"):
-        extract([Recording(tmp_path / "b.wav", 0, 1, "b")], DEFINITION)
+def test_chunks_are_all_windows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = counted([3, 2, 5], variations=2)
+    whole = windows.log_mels(np.arange(20)).astype(np.float32)
+    for size in (1, 3, 20, 21):
+        monkeypatch.setattr(data, "CHUNK", size)
+        chunks = list(windows.chunks())
+        assert all(0 < len(chunk) <= size and chunk.dtype == np.float32 for chunk in chunks)
+        np.testing.assert_array_equal(np.concatenate(chunks), whole)
 
 
-def test_a_real_clip_gives_its_windows(audio_data: Path) -> None:
-    clip = load_dataset("esc10", audio_data).recordings[0]
-    samples = read_audio(clip.path, DEFINITION.sample_rate_hz)
-    count = len(samples) // SECOND + (len(samples) % SECOND >= SECOND // 2)
-    assert len(extract([clip], DEFINITION).features) == count
+def test_an_index_of_a_hundred_thousand_clips_is_gathered_quickly() -> None:
+    started = time.perf_counter()
+    assert len(counted([1, 2] * 50_000, variations=3)) == 450_000
+    assert time.perf_counter() - started < 4
 
 
 # Normalisation
 
 
-def test_normalisation_is_mean_and_deviation_of_each_channel(rng: np.random.Generator) -> None:
-    data = rng.normal([3, -1, 100], [1, 2, 0.1], (7, 4, 5, 3)).astype(np.float32)
-    found = InputNormalization.measure(data)
-    for channel in range(3):
-        values = [float(v) for v in data[..., channel].ravel()]
-        mean = sum(values) / len(values)
-        std = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
-        assert found.mean[channel] == pytest.approx(mean, rel=1e-6)
-        assert found.std[channel] == pytest.approx(std, rel=1e-5)
-        assert float(np.float32(found.mean[channel])) == found.mean[channel]
-        assert float(np.float32(found.std[channel])) == found.std[channel]
+def reference(log_mels: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation of each channel, (2, 3), all at once in float64."""
+    values = stack_deltas(log_mels.astype(np.float32)).astype(np.float64).reshape(-1, 3)
+    return np.array([values.mean(axis=0), values.std(axis=0)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_normalisation_is_mean_and_deviation_of_each_channel(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, chunk: int, dtype: str
+) -> None:
+    monkeypatch.setattr(data, "CHUNK", chunk)
+    # A mean far from 0 costs a difference of squares the most digits.
+    log_mels = rng.normal(-300, 2, (11, 16, 20)).astype(dtype)
+    found = InputNormalization.measure(made(log_mels, [0] * 11, dtype), 3)
+    expected = reference(log_mels)
+    np.testing.assert_allclose([found.mean, found.std], expected, rtol=1e-6, atol=1e-7)
+    for value in (*found.mean, *found.std):
+        assert float(np.float32(value)) == value
+    one = InputNormalization.measure(made(log_mels, [0] * 11, dtype), 1)
+    assert one == InputNormalization(found.mean[:1], found.std[:1])
+
+
+def test_the_comparison_fails_on_one_nudged_value(rng: np.random.Generator) -> None:
+    log_mels = rng.normal(-3, 2, (11, 16, 20)).astype(np.float32)
+    found = InputNormalization.measure(made(log_mels, [0] * 11), 3)
+    log_mels[5, 8, 10] += 0.1
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(
+            [found.mean, found.std], reference(log_mels), rtol=1e-6, atol=1e-7
+        )
 
 
 def test_features_that_never_change_are_refused() -> None:
-    data = np.zeros((4, 3, 2, 3), np.float32)
     with pytest.raises(InputError, match="silent"):
-        InputNormalization.measure(data)
+        InputNormalization.measure(made(np.full((4, 3, 5), -13.8), [0] * 4), 3)
+
+
+def test_the_network_sees_normalised_features(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "CHUNK", 4)
+    log_mels = rng.normal(-3, 2, (11, 16, 20)).astype(np.float32)
+    windows = made(log_mels, [0] * 11)
+    for channels in (1, 3):
+        normalization = InputNormalization.measure(windows, channels)
+        inputs = np.concatenate(list(normalization.inputs(windows)))
+        assert inputs.shape == (11, 16, 20, channels) and inputs.dtype == np.float32
+        values = inputs.reshape(-1, channels).astype(np.float64)
+        np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-6)
+        np.testing.assert_allclose(values.std(axis=0), 1, rtol=1e-6)
+        sums = over_windows(windows, normalization, lambda x: x.sum(axis=(1, 2)))
+        np.testing.assert_array_equal(sums, inputs.sum(axis=(1, 2)))
 
 
 # Draws
 
 
 def test_an_epoch_draws_so_many_windows_of_every_clip(rng: np.random.Generator) -> None:
-    clips = np.repeat([0, 1, 2], [5, 2, 9])
-    for _ in range(20):
-        drawn = EpochSampler(clips, 4).draw(rng)
+    windows = counted([5, 2, 9], variations=3)
+    sampler = EpochSampler(windows, 4, (0.5, 0.3, 0.2))
+    for _ in range(50):
+        drawn = sampler.draw(rng)
         assert len(drawn) == 12
         for clip, repeated in ((0, False), (1, True), (2, False)):
-            own = drawn[clips[drawn] == clip]
+            own = drawn[windows.clips[drawn] == clip]
             assert len(own) == 4
-            assert (len(set(own.tolist())) < 4) == repeated
+            moments = windows.moments[own].tolist()
+            assert (len(set(moments)) < 4) == repeated
+            if repeated:
+                assert sorted(map(moments.count, set(moments))) == [2, 2], "evenly"
 
 
 def test_every_window_is_drawn_as_often_as_any_other(rng: np.random.Generator) -> None:
-    sampler = EpochSampler(np.repeat([0, 1], [5, 2]), 3)
+    sampler = EpochSampler(counted([5, 2]), 3, (1.0,))
     counts = np.zeros(7)
     for _ in range(2000):
         np.add.at(counts, sampler.draw(rng), 1)
@@ -257,9 +227,58 @@ def test_every_window_is_drawn_as_often_as_any_other(rng: np.random.Generator) -
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
 
 
+def test_variations_are_drawn_with_their_probabilities(rng: np.random.Generator) -> None:
+    shares = (0.5, 0.3, 0.0, 0.2)
+    windows = counted([4] * 50, variations=4)
+    sampler = EpochSampler(windows, 3, shares)
+    counts = np.zeros((2, 4))
+    for _ in range(100):
+        drawn = sampler.draw(rng)
+        for half in (0, 1):
+            own = drawn[(windows.clips[drawn] < 25) == half]
+            np.add.at(counts[half], windows.variation[own], 1)
+    expected = np.array([shares, shares]) * 100 * 25 * 3
+    assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
+    assert not (np.abs(counts - expected[:, ::-1]) <= 5 * np.sqrt(expected)).all()
+
+
+def test_shares_may_miss_0_by_a_rounding(rng: np.random.Generator) -> None:
+    left = 1 - 0.9 - 0.1
+    assert left < 0
+    drawn = EpochSampler(counted([4] * 50, variations=3), 3, (left, 0.9, 0.1)).draw(rng)
+    assert 0 not in counted([4] * 50, variations=3).variation[drawn]
+
+
 def test_an_epoch_is_in_random_order_and_repeats_with_its_seed() -> None:
-    sampler = EpochSampler(np.repeat(np.arange(20), 6), 3)
+    sampler = EpochSampler(counted([6] * 20, variations=2), 3, (0.5, 0.5))
     draws = [sampler.draw(np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert np.array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
     assert not np.array_equal(draws[0], np.sort(draws[0]))
+
+
+def test_windows_may_be_given_in_any_order(rng: np.random.Generator) -> None:
+    windows = counted([3, 1, 4], variations=2)
+    order = rng.permutation(len(windows))
+    shuffled = dataclasses.replace(
+        windows,
+        **{
+            name: getattr(windows, name)[order]
+            for name in ("variation", "row", "labels", "devices", "clips", "moments")
+        },
+    )
+    for seed in range(20):
+        ours = EpochSampler(windows, 2, (0.5, 0.5)).draw(np.random.default_rng(seed))
+        theirs = EpochSampler(shuffled, 2, (0.5, 0.5)).draw(np.random.default_rng(seed))
+        np.testing.assert_array_equal(windows.log_mels(ours), shuffled.log_mels(theirs))
+
+
+def test_a_hundred_thousand_clips_are_drawn_within_a_second(rng: np.random.Generator) -> None:
+    windows = counted([1, 2] * 50_000, variations=2)
+    sampler = EpochSampler(windows, 3, (0.5, 0.5))
+    started = time.perf_counter()
+    drawn = sampler.draw(rng)
+    assert time.perf_counter() - started < 1
+    assert len(drawn) == 300_000
+    assert (np.bincount(windows.clips[drawn]) == 3).all()
+    assert math.isclose(windows.variation[drawn].mean(), 0.5, abs_tol=0.01)

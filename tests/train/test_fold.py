@@ -13,9 +13,9 @@ import torch
 from firmware_ref.arch import Network
 from firmware_ref.lowering import lower
 from train.fold import BATCH_NORM_EPSILON, fold
-from train.loop import module_tensors
 from train.model import BCResNetMod
 from train.qat import DeviceNetwork
+from train.state import module_tensors
 
 Build = Callable[..., BCResNetMod]
 Device = Callable[[BCResNetMod], DeviceNetwork]

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from firmware_ref.errors import InputError
-from tests.train.fitting import Run, copied, same
+from tests.train.fitting import Run, copied, label_stage, same, training_set
 from train.config import Config, OptimizerConfig
 from train.data import Windows
-from train.loop import Stage, learning_rate, load_module, module_tensors, network_input
+from train.loop import Stage, learning_rate, network_input
 from train.model import build_model
+from train.objective import Batch, LabelObjective, Objective
 from train.qat import DeviceNetwork
 from train.ranges import calibrate
+from train.state import module_tensors
 
 TinyConfig = Callable[..., Config]
 
@@ -140,28 +142,37 @@ def test_stages_draw_different_numbers(
         torch.manual_seed(0)
         model = build_model(config.network)
         run = Run(tmp_path / name, config, tiny_windows)
-        found.append(run.fit(model, Stage(name, config.float_stage)))
+        found.append(run.fit(model, label_stage(name, config)))
     assert not same(found[0], found[1])
+
+
+class Seven(Objective):
+    """Notes what it is given; 7, whatever the network says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[tuple[int, ...], ...]] = []
+
+    def forward(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        assert network.training and self.training and batch.teacher is None
+        logits = network(batch.x)
+        parts = (batch.x, logits, batch.scenes, batch.devices)
+        self.seen.append(tuple(tuple(part.shape) for part in parts))
+        return 0.0 * logits.sum() + 7.0
 
 
 def test_the_loss_is_that_of_the_stage(
     tmp_path: Path, tiny_config: TinyConfig, tiny_windows: Windows
 ) -> None:
-    """It sees the network's input, logits and targets of every step; its mean is reported."""
-    config = tiny_config()
-    seen: list[tuple[tuple[int, ...], ...]] = []
-
-    def loss(x: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        seen.append((tuple(x.shape), tuple(logits.shape), tuple(targets.shape)))
-        return 0.0 * logits.sum() + 7.0
-
+    """It sees the network and every batch; its mean is reported."""
+    config, loss = tiny_config(), Seven()
     torch.manual_seed(0)
     model = build_model(config.network)
     start = copied(model)
     run = Run(tmp_path, config, tiny_windows)
     stage = dataclasses.replace(config.float_stage, weight_decay=0.0)
     end = run.fit(model, Stage("float", stage, loss))
-    assert seen == [((8, 3, 32, 20), (8, 3), (8, 3))] * 6
+    assert loss.seen == [((8, 3, 32, 20), (8, 3), (8, 3), (8, 2))] * 6
     assert [epoch.loss for epoch in run.epochs] == [7.0, 7.0]
     trained = [name for name, _ in model.named_parameters()]
     assert all(start[name].tobytes() == end[name].tobytes() for name in trained)
@@ -188,7 +199,7 @@ def one_step(folder: Path, config: Config, data: Windows) -> tuple[dict[str, Any
     torch.manual_seed(0)
     model = build_model(config.network)
     start = copied(model)
-    return start, Run(folder, config, data).fit(model, Stage("float", config.float_stage))
+    return start, Run(folder, config, data).fit(model, label_stage("float", config))
 
 
 def test_weight_decay_acts_on_convolution_weights_alone(
@@ -240,7 +251,8 @@ def device(
 
     def make() -> DeviceNetwork:
         result = folded(trained(tiny_config().network))
-        calibrate(result, [network_input(tiny_windows.features)], 0)
+        data = training_set(tiny_config(), tiny_windows)
+        calibrate(result, [data.clean(np.arange(len(tiny_windows)))], 0)
         return result
 
     return make
@@ -257,7 +269,8 @@ def test_ranges_learn_at_a_rate_of_their_own(
     found = {}
     for rate in (0.0, 1e-3, 2e-3):
         run = Run(tmp_path / str(rate), config, tiny_windows)
-        stage = Stage("qat", config.qat_stage.optimizer, range_learning_rate=rate)
+        optimizer = config.qat_stage.optimizer
+        stage = Stage("qat", optimizer, LabelObjective(), range_learning_rate=rate)
         found[rate] = run.fit(device(), stage)
     changes = {rate: tensors.pop("log_scale_changes") for rate, tensors in found.items()}
     assert not changes[0.0].any()
@@ -284,7 +297,7 @@ def test_the_rate_of_the_ranges_falls_with_the_other(
     config = tiny_config(
         qat={"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "algorithm": "adam"}
     )
-    stage = Stage("qat", config.qat_stage.optimizer, range_learning_rate=0.05)
+    stage = Stage("qat", config.qat_stage.optimizer, LabelObjective(), range_learning_rate=0.05)
     Run(tmp_path, config, tiny_windows).fit(device(), stage)
     # Convolution weights, then biases, then ranges.
     expected = [learning_rate(stage.optimizer, n / 3) for n in range(6)]
@@ -307,21 +320,8 @@ def test_a_rate_far_too_high_is_named(
 def test_input_that_is_not_finite_is_named(
     tmp_path: Path, tiny_config: TinyConfig, tiny_windows: Windows, value: float
 ) -> None:
-    tiny_windows.features[3] = value
+    tiny_windows.maps[0][3] = value
     run = Run(tmp_path, tiny_config(), tiny_windows)
     with pytest.raises(InputError, match="float: training diverged in epoch 1"):
         run.float_stage()
     assert not run.state.exists(), "a diverged state is not kept"
-
-
-# Modules
-
-
-def test_a_module_is_not_half_loaded_in_silence(tiny_config: TinyConfig) -> None:
-    model = build_model(tiny_config().network)
-    tensors = {name: value.copy() for name, value in module_tensors(model).items()}
-    changed = {name: np.asarray(value + 1) for name, value in tensors.items()}
-    load_module(model, changed, "this")
-    assert same(module_tensors(model), changed)
-    with pytest.raises(InputError, match=r"this: tensor 'classifier.bias' does not fit"):
-        load_module(model, {n: v for n, v in tensors.items() if n != "classifier.bias"}, "this")

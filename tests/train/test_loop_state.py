@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from firmware_ref.errors import InputError
-from tests.train.fitting import Run, identity_of, same, scores
+from tests.train.fitting import Run, identity_of, same, scores, training_set
 from train import checkpoint
 from train.config import Config
 from train.data import Windows
-from train.loop import Score, Stage, network_input
+from train.loop import Stage
 from train.model import build_model
+from train.objective import LabelObjective
 from train.qat import DeviceNetwork
 from train.ranges import calibrate
+from train.state import Score
 
 TinyConfig = Callable[..., Config]
 STAGE = {"epochs": 3, "learning_rate": 0.05, "batch_size": 8}
@@ -62,11 +64,12 @@ def test_the_device_network_trains_and_resumes_alike(
 ) -> None:
     """Weights, ranges, and the grids that follow from them."""
     config = tiny_config(qat={**STAGE, "learning_rate": 1e-3, "algorithm": algorithm})
-    stage = Stage("qat", config.qat_stage.optimizer, range_learning_rate=0.05)
+    stage = Stage("qat", config.qat_stage.optimizer, LabelObjective(), range_learning_rate=0.05)
 
     def device() -> DeviceNetwork:
         result = folded(trained(config.network))
-        calibrate(result, [network_input(tiny_windows.features)], 0)
+        data = training_set(config, tiny_windows)
+        calibrate(result, [data.clean(np.arange(len(tiny_windows)))], 0)
         return result
 
     start, whole, part = device(), device(), device()
@@ -154,7 +157,7 @@ def test_a_validation_changes_nothing_in_training(
         return Score(1.0, 0.5, 1.0)
 
     run = Run(tmp_path / "validated", config, tiny_windows)
-    run.fit(model, Stage("float", config.float_stage, validate=validate))
+    run.fit(model, Stage("float", config.float_stage, LabelObjective(), validate=validate))
     assert modes == [True] * 3
     assert all(same(ours, theirs) for ours, theirs in zip(plain.seen, run.seen, strict=True))
 
@@ -217,10 +220,14 @@ BIAS = "stem.conv.bias"
         (f"module/{BIAS}", np.zeros(8, np.float64), r"float64 \(8,\); the network needs"),
         (f"best/{BIAS}", None, rf"best epoch: tensor '{BIAS}' does not fit"),
         (f"best/{BIAS}", np.zeros(3, np.float32), r"best epoch: tensor .* \(3,\); the network"),
-        (f"exp_avg/{BIAS}", None, f"exp_avg: tensor '{BIAS}' does not fit"),
-        (f"exp_avg_sq/{BIAS}", np.zeros(1, np.float32), r"exp_avg_sq: tensor .*\(1,\)"),
-        (f"step/{BIAS}", np.zeros(1, np.float32), r"step: tensor .*\(1,\)"),
-        (f"momentum_buffer/{BIAS}", np.zeros(8, np.float32), "'momentum_buffer' does not fit"),
+        (f"exp_avg/module/{BIAS}", None, f"exp_avg: tensor 'module/{BIAS}' does not fit"),
+        (f"exp_avg_sq/module/{BIAS}", np.zeros(1, np.float32), r"exp_avg_sq: tensor .*\(1,\)"),
+        (f"step/module/{BIAS}", np.zeros(1, np.float32), r"step: tensor .*\(1,\)"),
+        (
+            f"momentum_buffer/module/{BIAS}",
+            np.zeros(8, np.float32),
+            "'momentum_buffer' does not fit",
+        ),
         ("odd", np.zeros(1, np.float32), "'odd' does not fit the optimiser"),
     ],
 )

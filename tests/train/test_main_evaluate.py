@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,45 @@ def test_evaluation_repeats_the_figures_of_the_run(
     model = finished / f"{stage}.safetensors"
     command = ["evaluate", "--model", str(model), "--data", str(tiny_esc10)]
     assert main([*command, "--json", "--out", str(tmp_path)]) == HOLDS
-    found = json.loads(capsys.readouterr().out)["metrics"]
-    expected = json.loads((finished / "metrics.json").read_text())["metrics"]
-    assert found == {stage: expected[stage]}
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found
-    assert main([*command, "--quiet"]) == HOLDS
-    head, line = capsys.readouterr().out.splitlines()
-    assert head.startswith("model") and line.startswith(stage)
+    found = json.loads(capsys.readouterr().out)
+    written = json.loads((finished / "metrics.json").read_text())
+    assert found["metrics"] == {stage: written["metrics"][stage]}
+    for key in ("dataset", "split", "selected_on_reported_split", "warning"):
+        assert found[key] == written[key]
+    assert found["provenance"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    files = {"metrics.json", "report.md", "report.html", f"confusion-{stage}.png"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert {"ok": True, **json.loads((tmp_path / "metrics.json").read_text())} == found
+
+
+FORMATS = {
+    "text": "float.safetensors\n",
+    "markdown": "# float",
+    "html": "<!DOCTYPE html>",
+    "json": "{",
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_says_the_same(
+    finished: Path,
+    tiny_esc10: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+) -> None:
+    command = ["evaluate", "--model", str(finished / "float.safetensors"), "--quiet"]
+    command += ["--data", str(tiny_esc10), "--format", form, "--out", str(tmp_path)]
+    assert main(command) == HOLDS
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.startswith(FORMATS[form])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["float"]
+    for name in ("clip_log_loss", "window_log_loss"):
+        shown = metrics[name] if form == "json" else f"{metrics[name]:.3f}"
+        assert str(shown) in captured.out
+    file = {"markdown": "report.md", "html": "report.html"}.get(form)
+    if file:
+        assert captured.out.rstrip() == (tmp_path / file).read_text(encoding="utf-8").rstrip()
 
 
 def test_evaluation_of_integers_repeats_the_figures_of_the_run(
@@ -49,7 +82,9 @@ def test_evaluation_of_integers_repeats_the_figures_of_the_run(
     model = tmp_path / "model.tflite"
     model.write_bytes(write(graph))
     command = ["evaluate", "--model", str(model), "--data", str(tiny_esc10), "--json"]
-    assert main(command) == HOLDS
+    assert main([*command, "--out", str(tmp_path / "report")]) == HOLDS
+    files = {"metrics.json", "report.md", "report.html", "confusion-int8.png"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == files
     found = json.loads(capsys.readouterr().out)["metrics"]["int8"]
     assert found == json.loads((finished / "metrics.json").read_text())["metrics"]["int8"]
     assert main([*command, "--fold", "2"]) == BAD_INPUT
@@ -64,6 +99,16 @@ def test_a_fold_that_was_trained_on_is_refused(
         command = ["evaluate", "--model", model, "--data", str(tiny_esc10)]
         assert main([*command, "--fold", "2"]) == BAD_INPUT
         assert "kept fold 1 apart in training, not fold 2" in one_line(capsys)
+
+
+def test_a_report_that_cannot_be_written_is_refused_first(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the recordings are looked for."""
+    (tmp_path / "file").write_bytes(b"")
+    command = ["evaluate", "--model", str(finished / "float.safetensors"), "--data", "absent"]
+    assert main([*command, "--out", str(tmp_path / "file" / "report")]) == BAD_INPUT
+    assert "report' cannot be written in: " in one_line(capsys)
 
 
 def test_models_for_other_labels_or_of_no_kind_are_refused(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import train.run
 from firmware_ref.errors import BAD_INPUT, HOLDS
 from firmware_ref.features import FeatureDefinition
-from firmware_ref.frontend import network_input
-from tests.train.runs import SETTINGS, arguments, one_line
+from tests.train.runs import SETTINGS, arguments, lasting, one_line
 from train import checkpoint, qat_checkpoint
 from train.__main__ import main
-from train.config import load_config
-from train.data import Recording, extract, hold_out, load_dataset
+from train.config_file import load_config
+from train.data import InputNormalization, Source, Windows, gather, over_windows
+from train.dataset import hold_out
+from train.datasets import load_dataset
 from train.device import device_probabilities
-from train.evaluate import measure
+from train.evaluate import measure, module_probabilities
+from train.extract import Cut
+from train.model import build_model
+from train.run import Console, run
+from train.state import load_module
 
 HELD_OUT = (*SETTINGS, "data.validation_fraction=0.25", "qat.epochs=3", "qat.learning_rate=1e-2")
 
@@ -38,61 +42,75 @@ def validated(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def qat_lines(folder: Path) -> list[dict[str, Any]]:
+def epochs(folder: Path, stage: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["stage"] == "qat"]
+    return [line for line in lines if line["stage"] == stage]
+
+
+def held_out(recordings: Path, cache: Path) -> Windows:
+    """Every window of the deployed cut of the clips held out."""
+    dataset = load_dataset("esc10", recordings)
+    learn, held = hold_out(dataset.split(1)[0], 0.25)
+    assert (len(learn), len(held)) == (12, 6)
+    extracted = Source(FeatureDefinition(), cache).extract(held, Cut())
+    return gather(held, dataset.devices, [extracted], active_only=False)
 
 
 # The epoch
 
 
 def test_epochs_are_logged_with_what_was_held_out(validated: Path, finished: Path) -> None:
-    lines = [json.loads(line) for line in (validated / "epochs.jsonl").read_text().splitlines()]
-    for line in lines:
-        found = line["validation_accuracy"], line["validation_log_loss"]
-        if line["stage"] == "float":
-            assert found == (None, None)
-        else:
-            assert 0 <= found[0] <= 1 and found[1] > 0
-    assert len(qat_lines(validated)) == 3
-    (line,) = qat_lines(finished)
-    assert line["validation_accuracy"] is None and line["validation_log_loss"] is None
+    for stage, count in (("float", 2), ("qat", 3)):
+        lines = epochs(validated, stage)
+        assert len(lines) == count
+        for line in lines:
+            assert 0 <= line["validation_accuracy"] <= 1 and line["validation_log_loss"] > 0
+        for line in epochs(finished, stage):
+            assert line["validation_accuracy"] is None and line["validation_log_loss"] is None
+            assert line["validation_loss"] is None
 
 
 def test_the_checkpoint_is_the_best_epoch_on_the_clips_held_out(
-    validated: Path, recordings: Path
+    validated: Path, recordings: Path, tmp_path: Path
 ) -> None:
     """Measured again from the file, in device arithmetic, on every window of those clips."""
     saved, device = qat_checkpoint.load(validated / "qat.safetensors")
-    learn, held = hold_out(load_dataset("esc10", recordings).split(1)[0], 0.25)
-    assert (len(learn), len(held)) == (12, 6)
-    data = extract(held, FeatureDefinition())
-    x = network_input(data.features, saved.metadata.mean, saved.metadata.std)
-    found = measure(device_probabilities(device, x), data.labels, data.clips)
-    lines = qat_lines(validated)
+    data = held_out(recordings, tmp_path)
+    normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)
+    probabilities = over_windows(data, normalization, lambda x: device_probabilities(device, x))
+    found = measure(probabilities, data.labels, data.clips)
+    lines = epochs(validated, "qat")
     assert len({line["validation_loss"] for line in lines}) > 1, "the epochs can be told apart"
     best = min(lines, key=lambda line: line["validation_loss"])
     reported = best["validation_accuracy"], best["validation_log_loss"]
     assert (found.window_accuracy, found.window_log_loss) == reported
 
 
-def test_three_sets_of_clips_share_none(
-    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_float_epoch_is_the_one_that_is_asked_for(
+    recordings: Path, tmp_path: Path, keep: str
 ) -> None:
-    """Windows drawn for training; every window of what is held out, and of the test fold."""
-    calls: list[tuple[set[Path], float | None]] = []
-
-    def watched(clips: Sequence[Recording], *rest: Any, **options: Any) -> Any:
-        calls.append(({clip.path for clip in clips}, rest[1] if len(rest) > 1 else None))
-        return extract(clips, *rest, **options)
-
-    monkeypatch.setattr(train.run, "extract", watched)
-    settings = (*HELD_OUT, "float.epochs=0", "qat.epochs=0")
-    assert main(arguments(recordings, tmp_path, "--quiet", settings=settings)) == HOLDS
-    (learn, hop), (held, no_hop), (test, no_hop_either) = calls
-    assert (hop, no_hop, no_hop_either) == (0.25, None, None)
-    assert (len(learn), len(held), len(test)) == (12, 6, 18)
-    assert len(learn | held | test) == 36
+    """Measured again from the file; the best is not the last here, which shows them apart."""
+    out = tmp_path / "out"
+    changes = ("float.epochs=6", "float.learning_rate=0.5", f"float.keep={keep}", "qat.epochs=0")
+    settings = (*HELD_OUT, *changes)
+    assert main(arguments(recordings, out, "--quiet", settings=settings)) == HOLDS
+    saved = checkpoint.load(out / "float.safetensors")
+    model = build_model(saved.network)
+    load_module(model, saved.tensors, "this")
+    data = held_out(recordings, tmp_path / "cache")
+    normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)
+    probabilities = over_windows(data, normalization, lambda x: module_probabilities(model, x))
+    found = measure(probabilities, data.labels, data.clips)
+    lines = epochs(out, "float")
+    chosen = lines[-1] if keep == "last" else min(lines, key=lambda e: e["validation_loss"])
+    assert (chosen is lines[-1]) == (keep == "last")
+    assert found.window_accuracy == chosen["validation_accuracy"]
+    # In float32, which rounds by the layout of weights in memory.
+    near = [
+        line for line in lines if abs(line["validation_log_loss"] - found.window_log_loss) < 1e-6
+    ]
+    assert near == [chosen], "and no other epoch"
 
 
 def test_an_interrupted_run_chooses_alike(
@@ -107,17 +125,21 @@ def test_an_interrupted_run_chooses_alike(
         assert (out / "qat-state.safetensors").exists()
         command = arguments(recordings, out, "--quiet", "--resume", settings=HELD_OUT)
         assert main(command) == HOLDS
-        for name in ("float.safetensors", "qat.safetensors", "metrics.json"):
-            assert (out / name).read_bytes() == (validated / name).read_bytes(), name
+        assert lasting(out) == lasting(validated)
 
 
-def test_too_few_clips_are_one_line(
-    make_esc10: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_too_few_clips_are_one_line_before_features(
+    make_esc10: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("train.data.extract", None)
     data = make_esc10(classes=3, folds=2, clips=1, seconds=(0.5,))
     out = tmp_path / "out"
     assert main(arguments(data, out, "--quiet", settings=HELD_OUT)) == BAD_INPUT
     assert "data.validation_fraction=0.25 leaves class 0 nothing" in one_line(capsys)
+    assert not out.exists()
 
 
 def test_the_float_network_teaches_by_its_weight(
@@ -157,21 +179,18 @@ def test_ranges_learn_at_the_rate_of_the_configuration(
 # What is reported
 
 
-def test_a_run_returns_what_it_writes(validated: Path, recordings: Path) -> None:
+def test_a_run_returns_what_it_writes(validated: Path, recordings: Path, tmp_path: Path) -> None:
     dataset = load_dataset("esc10", recordings)
-    config = load_config("esc10", HELD_OUT)
-    outcome = train.run.run(
-        config, dataset, 1, validated, True, lambda epoch: None, lambda items, title: items
-    )
-    assert list(outcome.metrics) == ["float", "qat", "int8"]
+    config, source = load_config("esc10", HELD_OUT), Source(FeatureDefinition(), tmp_path)
+    console = Console(lambda epoch: None, lambda line: None)
+    report = run(config, dataset, 1, validated, True, source, console)
+    assert list(report.metrics) == ["float", "qat", "int8"]
     values = json.loads((validated / "metrics.json").read_text())
     assert values["selection"] == (
-        "the QAT epoch of least loss in device arithmetic on 25% of the training clips"
+        "the qat epoch of least loss in device arithmetic on 25% of the training clips"
     )
-    assert values["fidelity"] == json.loads(json.dumps(outcome.fidelity.to_dict()))
+    assert values == json.loads(json.dumps(report.to_dict()))
     assert values["fidelity"]["windows"] == 18
-    labels = dataset.labels
-    assert values["metrics"] == {n: m.to_dict(labels) for n, m in outcome.metrics.items()}
 
 
 def test_people_read_the_accuracy_held_out_and_the_fidelity(
@@ -181,19 +200,25 @@ def test_people_read_the_accuracy_held_out_and_the_fidelity(
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert [line.split()[0] for line in lines] == ["float"] * 2 + ["qat"] * 3
-    assert not any("held out" in line for line in lines[:2])
-    for line, epoch in zip(lines[2:], qat_lines(validated), strict=True):
+    told = [*epochs(validated, "float"), *epochs(validated, "qat")]
+    for line, epoch in zip(lines, told, strict=True):
         accuracy, log_loss = epoch["validation_accuracy"], epoch["validation_log_loss"]
-        assert f"device, held out: {accuracy:.2%} log-loss {log_loss:.3f}" in line
-    head, *rows = captured.out.splitlines()
-    assert head.split()[0] == "model"
-    assert [row.split()[0] for row in rows[:3]] == ["float", "qat", "int8"]
-    fidelity = json.loads((validated / "metrics.json").read_text())["fidelity"]
-    assert rows[3] == (
+        assert f"validation {accuracy:.2%} log-loss {log_loss:.3f}" in line
+    values = json.loads((validated / "metrics.json").read_text())
+    fidelity, losses = values["fidelity"], [m["clip_log_loss"] for m in values["metrics"].values()]
+    rows = captured.out.splitlines()
+    overall = [row.split() for row in rows if row.startswith("clips")]
+    assert [row[1] for row in overall] == ["float", "qat", "int8"]
+    assert all(f"{loss:.3f}" in row for loss, row in zip(losses, overall, strict=True))
+    assert (
         "the device shares its top class with the simulation on "
         f"{fidelity['as_simulated']:.2%} of 18 windows, with the float network on "
         f"{fidelity['as_float']:.2%}"
-    )
-    assert rows[-1].startswith("next: python -m convert --target tflite-micro --checkpoint")
-    furthest = [row for row in rows[4:-1] if row.startswith("layer furthest from its simulation")]
-    assert len(furthest) == len(rows[4:-1]) == min(len(fidelity["layers"]), 1)
+    ) in rows
+    assert rows[-2:] == [
+        f"report: {tmp_path / 'report.html'}",
+        "next: python -m convert --target tflite-micro --checkpoint "
+        f"{tmp_path / 'qat.safetensors'} --out {tmp_path / 'bundle'}",
+    ]
+    furthest = [row for row in rows if row.startswith("layer furthest from its simulation")]
+    assert len(furthest) == min(len(fidelity["layers"]), 1)

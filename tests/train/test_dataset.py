@@ -1,23 +1,77 @@
-"""Clips held out of training: whole sources, class by class, the same ones every time."""
+"""Splits: whole folds and whole sources, nothing of one side heard on the other."""
 
 from __future__ import annotations
 
 import collections
 import csv
+import dataclasses
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from firmware_ref.errors import InputError
-from train.data import Recording, hold_out, load_dataset
+from train.dataset import Dataset, Recording, hold_out
+from train.datasets import load_dataset
 
 
-def clip(label: int, source: str, number: int) -> Recording:
-    return Recording(Path(f"{label}-{source}-{number}.wav"), label, 1, source)
+def clip(label: int, source: str, number: int, fold: int = 1, device: str = "A") -> Recording:
+    name = f"{label}-{source}-{number}-{device}.wav"
+    return Recording(name, Path(name), label, fold, source, device)
+
+
+# Folds
+
+
+def test_folds_are_disjoint_and_complete() -> None:
+    clips = tuple(clip(0, f"s{n}", n, fold=n % 3) for n in range(10))
+    dataset = Dataset("made", ("a",), clips)
+    tested: list[Recording] = []
+    for fold in range(3):
+        train, test = dataset.split(fold)
+        assert {r.fold for r in test} == {fold} and fold not in {r.fold for r in train}
+        assert len(train) + len(test) == 10
+        tested += test
+    assert collections.Counter(tested) == collections.Counter(clips)
+
+
+def test_a_fold_that_is_not_there_is_refused() -> None:
+    dataset = Dataset("made", ("a",), (clip(0, "a", 0, fold=1), clip(0, "b", 0, fold=2)))
+    with pytest.raises(InputError, match=r"fold=3 is not in made; allowed: \[1, 2\]"):
+        dataset.split(3)
+
+
+def test_one_fold_alone_leaves_nothing_to_train_on() -> None:
+    with pytest.raises(InputError, match="made has only fold 1; two at least are needed"):
+        Dataset("made", ("a",), (clip(0, "a", 0),)).split(1)
+
+
+def test_unseen_devices_are_kept_out_of_training() -> None:
+    clips = tuple(clip(0, f"s{f}", 0, f, d) for f in (1, 2) for d in ("S10", "S4", "A", "B"))
+    dataset = Dataset("made", ("a",), clips, frozenset({"S4", "S10"}))
+    assert dataset.devices == ("A", "B", "S4", "S10")
+    train, test = dataset.split(1)
+    assert [r.device for r in train] == ["A", "B"] and {r.fold for r in train} == {2}
+    assert [r.device for r in test] == ["S10", "S4", "A", "B"]
+
+
+def test_a_source_on_both_sides_is_named() -> None:
+    """One clip moved to another fold is enough."""
+    clips = [clip(0, f"s{n // 4}", n, fold=1 + n // 4) for n in range(12)]
+    Dataset("made", ("a",), tuple(clips)).split(2)
+    clips[0] = dataclasses.replace(clips[0], fold=2)
+    dataset = Dataset("made", ("a",), tuple(clips))
+    for fold in (1, 2):
+        with pytest.raises(InputError, match=f"made fold={fold} leaks: 1 sources .*'s0' among"):
+            dataset.split(fold)
+    dataset.split(3)
+
+
+# Clips held out
 
 
 def clips(seed: int, classes: int = 5) -> list[Recording]:
@@ -103,22 +157,11 @@ def test_a_class_that_would_be_emptied_is_named(recordings: list[Recording]) -> 
         hold_out(recordings, 0.1)
 
 
-# The index
-
-
-def test_a_source_is_the_column_or_else_the_file(tmp_path: Path) -> None:
-    rows = ["a.wav,Rain,0,1,s1", "b.wav,Rain,0,1,s1", "c.wav,Rain,0,2,"]
-    text = "\n".join(["filename,label,label_id,fold,source_id", *rows])
-    (tmp_path / "meta.csv").write_text(text, encoding="utf-8")
-    found = [r.source for r in load_dataset("esc10", tmp_path).recordings]
-    assert found == ["s1", "s1", "c.wav"]
-
-
-def test_without_the_column_every_file_is_a_source(
-    make_esc10: Callable[..., Path],
-) -> None:
-    dataset = load_dataset("esc10", make_esc10(classes=2, folds=2, clips=3, seconds=(0.1,)))
-    assert len(sources(dataset.recordings)) == len(dataset.recordings) == 12
+def test_a_collection_of_lone_clips_is_split_quickly() -> None:
+    recordings = [clip(n % 10, f"s{n}", n) for n in range(100_000)]
+    started = time.perf_counter()
+    _, held = hold_out(recordings, 0.1)
+    assert len(held) == 10_000 and time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("fold", range(1, 6))

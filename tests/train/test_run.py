@@ -1,0 +1,184 @@
+"""A whole run: what chooses its epochs, what it computes on, what it refuses first."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS
+from tests.train.runs import (
+    EVERYTHING,
+    SETTINGS,
+    arguments,
+    contents,
+    named,
+    one_line,
+    with_teacher,
+)
+from tests.train.stages import bench, source
+from train import checkpoint
+from train.__main__ import main
+from train.config_file import load_config
+from train.run import Console, run
+
+# What is refused, and when
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ("augmnt.mixup_alpha=0.4", BAD_INPUT, "unknown key 'augmnt'; allowed: seed, model, data"),
+        ("augment.mixup=0.4", BAD_INPUT, "unknown config key augment.mixup; allowed: mixup_alpha"),
+        ("model.ssn_bands=5", BAD_INPUT, "ssn_bands=5 does not divide the"),
+        ("model.widths=[400,400]", CHECK_FAILED, "parameters="),
+        (
+            "augment.pitch_shift_probability=0.8",
+            BAD_INPUT,
+            "augment.pitch_shift_probability and spectrum_correction_probability are 1.05 together",
+        ),
+        (
+            "augment.pitch_shift_semitones=[]",
+            BAD_INPUT,
+            "augment.pitch_shift_semitones=[] leaves no shift; name some",
+        ),
+        (
+            f"distillation.teachers=[{named('oracle', 'x')}]",
+            BAD_INPUT,
+            "teachers.kind='oracle'; allowed: network, checkpoint, table, onnx, module",
+        ),
+        ("compute.device=tpu", BAD_INPUT, "compute.device='tpu'; allowed: cpu, cuda, auto"),
+        (
+            "compute.precision=int8",
+            BAD_INPUT,
+            "compute.precision='int8'; allowed: float32, bfloat16",
+        ),
+        ("data.selection=train", BAD_INPUT, "data.selection='train'; allowed: validation, test"),
+        ("float.keep=first", BAD_INPUT, "float.keep='first'; allowed: best, last"),
+        ("compute.threads=0", BAD_INPUT, "compute.threads=0 must be an integer from 1 to 1024"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_before_features(
+    tiny_devices: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr("train.data.extract", None)
+    settings = (*EVERYTHING, "model.name=custom")
+    command = arguments(tiny_devices, tmp_path / "out", "--quiet", settings=(*settings, change))
+    assert main(command) == code
+    assert message in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_teachers_to_train_need_their_section(
+    tiny_devices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        s for s in with_teacher(named("network", "qti-c40")) if not s.startswith("teacher.")
+    ]
+    out = tmp_path / "out"
+    assert main(arguments(tiny_devices, out, "--quiet", settings=settings)) == BAD_INPUT
+    assert "config section [teacher] is missing; say how teachers are trained" in one_line(capsys)
+    assert not out.exists()
+
+
+def test_cross_gradient_training_needs_two_devices(
+    tiny_esc10: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("train.data.extract", None)
+    settings, out = (*SETTINGS, "cross_gradient.epsilon=0.1"), tmp_path / "out"
+    assert main(arguments(tiny_esc10, out, "--quiet", settings=settings)) == BAD_INPUT
+    assert "two devices at least, not 1; switch it off for these" in one_line(capsys)
+    assert not out.exists()
+
+
+# On what it is computed
+
+
+def test_a_gpu_that_is_not_there_is_one_line(
+    tiny_esc10: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings, out = (*SETTINGS, "compute.device=cuda"), tmp_path / "out"
+    assert main(arguments(tiny_esc10, out, "--quiet", settings=settings)) == BAD_INPUT
+    assert (
+        one_line(capsys)
+        == "error: compute.device='cuda', and torch finds no CUDA GPU; allowed: cpu, auto"
+    )
+    assert not out.exists()
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(
+    finished: Path, tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights to the byte, in a checkpoint that says another configuration."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings, out = (*SETTINGS, "compute.device=auto"), tmp_path / "out"
+    assert main(arguments(tiny_esc10, out, "--quiet", settings=settings)) == HOLDS
+    for name in ("float", "qat"):
+        ours, theirs = (checkpoint.load(o / f"{name}.safetensors").tensors for o in (out, finished))
+        assert {n: t.tobytes() for n, t in ours.items()} == {
+            n: t.tobytes() for n, t in theirs.items()
+        }
+
+
+def test_so_many_threads_compute(tiny_esc10: Path, tmp_path: Path) -> None:
+    threads: list[int] = []
+    config = load_config("esc10", (*SETTINGS, "compute.threads=2", "qat.epochs=0"))
+    found = bench(tiny_esc10, tmp_path, SETTINGS)
+    console = Console(lambda epoch: threads.append(torch.get_num_threads()), lambda line: None)
+    try:
+        run(config, found.dataset, 1, tmp_path / "out", False, source(), console)
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [2, 2]
+
+
+# Bad recordings
+
+
+def test_bad_recordings_are_left_out_with_a_warning(
+    make_esc10: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_esc10()
+    (data / "esc10" / "Rain" / "2-1.wav").write_bytes(b"no sound")
+    command = arguments(data, tmp_path / "out", "--quiet", "--skip-bad")
+    assert main(command) == HOLDS
+    captured = capsys.readouterr()
+    first, second = captured.err.splitlines()
+    assert first.startswith("warning: left out: ") and "2-1.wav' cannot be read" in first
+    assert second == "warning: left out 1 of 6 recordings"
+    # It goes on where the recording is missing still.
+    before = contents(tmp_path / "out")
+    assert main([*command, "--resume"]) == HOLDS
+    assert contents(tmp_path / "out") == before
+
+
+def test_the_report_says_what_repeats_it(finished: Path) -> None:
+    values: dict[str, Any] = json.loads((finished / "metrics.json").read_text())
+    assert values["provenance"] == {
+        "seed": 0,
+        "training windows": 12,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    claimed = json.loads((finished / "run.json").read_text())
+    config = load_config("esc10", SETTINGS)
+    assert claimed == json.loads(
+        json.dumps({"config": config.to_dict(), "dataset": "ESC-10", "test_fold": 1})
+    )

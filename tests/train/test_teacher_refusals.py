@@ -1,0 +1,92 @@
+"""Teachers that are refused: those that heard the test, and those that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firmware_ref.errors import BAD_INPUT, HOLDS, InputError
+from tests.train.runs import EVERYTHING, arguments, named, one_line, with_teacher
+from tests.train.stages import bench
+from train.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "said"),
+    [
+        (
+            ("--fold", "2", "--set", "data.validation_fraction=0"),
+            "dataset",
+            "'test_fold': 2}",
+        ),
+        (("--set", "data.selection=test"), "dataset", "'selected_on_test': True"),
+        (("--set", "data.validation_fraction=0.1"), "validation_fraction", "0.1; needed is 0.25"),
+        (("--set", "data.dataset=esc10", "cross_gradient.epsilon=0"), "dataset", "'ESC-10'"),
+    ],
+)
+def test_a_checkpoint_that_heard_what_is_tested_is_refused(
+    tiny_devices: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    key: str,
+    said: str,
+) -> None:
+    off = ("augment.spectrum_correction_probability=0", "qat.epochs=0", "float.epochs=1")
+    teacher = tmp_path / "teacher"
+    command = arguments(tiny_devices, teacher, "--quiet", *more, settings=(*EVERYTHING, *off))
+    assert main(command) == HOLDS
+    capsys.readouterr()
+    settings = with_teacher(named("checkpoint", teacher / "float.safetensors"))
+    out = tmp_path / "out"
+    assert main(arguments(tiny_devices, out, "--quiet", settings=settings)) == BAD_INPUT
+    line = one_line(capsys)
+    assert f"was trained with another {key}" in line and said in line
+    assert "so that it has heard no recording to test or validate on" in line
+    assert not (out / "epochs.jsonl").exists()
+
+
+def test_a_quantised_checkpoint_is_no_teacher(
+    tiny_devices: Path, tmp_path: Path, finished: Path
+) -> None:
+    file = finished / "qat.safetensors"
+    with pytest.raises(InputError, match="is of stage 'qat'; needed is 'float'"):
+        bench(tiny_devices, tmp_path, with_teacher(named("checkpoint", file))).teachers()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (named("network", "nonet"), "unknown preset 'nonet'; known: report-125k"),
+        (named("table", "absent.npz"), "table source='absent.npz' is not a file; give the path"),
+        (named("checkpoint", "absent"), "checkpoint source='absent' is not a file"),
+        (named("onnx", "/"), "onnx source='/' is not a file"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused_before_features(
+    tiny_devices: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    table: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr("train.data.extract", None)
+    command = arguments(tiny_devices, tmp_path / "out", "--quiet", settings=with_teacher(table))
+    assert main(command) == BAD_INPUT
+    assert message in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_other_recordings_is_refused(
+    tiny_devices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.npz"
+    np.savez(file, filenames=np.array(["a"]), logits=np.zeros((1, 3), np.float32))
+    settings = with_teacher(named("table", file))
+    assert (
+        main(arguments(tiny_devices, tmp_path / "out", "--quiet", settings=settings)) == BAD_INPUT
+    )
+    assert "lacks 6 of 6 recordings" in one_line(capsys)

@@ -1,0 +1,49 @@
+"""ESC-10-Devices: ESC-10 heard through microphones, some of them only in testing.
+
+It mirrors the challenge's device mismatch: every clip exists as recorded (device A) and as aligned
+copies through impulse responses of other microphones, applied when features are extracted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from firmware_ref.errors import InputError
+from train.dataset import ONE_DEVICE, Dataset
+from train.datasets import esc10
+from train.datasets.index import Names, inside, rows
+
+
+def read(folder: Path) -> Dataset:
+    """ESC-10 through the devices of ``devices.csv``: columns device, impulse_response, split.
+
+    ``split`` is ``seen`` or ``unseen``; an empty impulse_response is the recording as it is.
+    """
+    clips = esc10.read(folder)
+    index = folder / "devices.csv"
+    responses: dict[str, Path | None] = {}
+    unseen: set[str] = set()
+    names = Names()
+    for where, row in rows(index, ("device", "split")):
+        device, split = row["device"], row["split"]
+        names.add(device, where)
+        if split not in ("seen", "unseen"):
+            raise InputError(f"{where}: split={split!r}; allowed: seen, unseen")
+        file = row.get("impulse_response", "")
+        responses[device] = inside(folder, file, where) if file else None
+        if split == "unseen":
+            unseen.add(device)
+    if not responses.keys() - unseen:
+        raise InputError(f"{str(index)!r} has no device of split 'seen'; restore the file")
+    recordings = tuple(
+        dataclasses.replace(
+            clip,
+            name=clip.name if device == ONE_DEVICE else f"{clip.name}@{device}",
+            device=device,
+            response=response,
+        )
+        for clip in clips.recordings
+        for device, response in responses.items()
+    )
+    return Dataset("ESC-10-Devices", clips.labels, recordings, frozenset(unseen))

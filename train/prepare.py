@@ -1,0 +1,147 @@
+"""From a configuration and recordings to what a run trains, validates and tests on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from firmware_ref.errors import write_whole
+from train import distributed, spectrum_correction
+from train.batches import TrainingSet
+from train.cgt import balanced_weights
+from train.config import AugmentConfig, Config
+from train.data import EpochSampler, InputNormalization, Source, Windows, gather
+from train.dataset import Dataset, Recording, hold_out
+from train.extract import Cut, Variation
+
+CORRECTION_FILE, CORRECTION_PLOT = "spectrum-correction.npz", "spectrum-correction.png"
+TRAINING_PRECISION = "float16"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Windows by use, and what was measured on those for training.
+
+    ``plain`` are the training windows as recorded, in the order of their ``moments``; ``train``
+    holds their variations too, drawn with the probabilities ``shares``.
+    ``validation`` chooses an epoch; None keeps the last. ``names`` are the recordings that
+    ``train.clips`` counts, ``train_devices`` the devices that ``train.devices`` numbers.
+    """
+
+    train: Windows
+    plain: Windows
+    shares: tuple[float, ...]
+    names: tuple[str, ...]
+    train_devices: tuple[str, ...]
+    validation: Windows | None
+    test: Windows
+    test_sources: tuple[str, ...]
+    normalization: InputNormalization
+
+    def training_set(self, config: Config, device: torch.device) -> TrainingSet:
+        """What `train.loop.fit` draws batches from, on ``device``."""
+        sampler = EpochSampler(self.train, config.data.windows_per_clip, self.shares)
+        return TrainingSet.of(
+            self.train,
+            sampler,
+            self.normalization,
+            config.network.classes,
+            len(self.train_devices),
+            device,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Recordings to learn from, to choose an epoch by, and to test on."""
+
+    train: list[Recording]
+    validation: list[Recording]
+    test: list[Recording]
+
+
+def split(config: Config, dataset: Dataset, test_fold: int) -> Split:
+    """The recordings by use; refuses those that the configuration cannot train on."""
+    train, test = dataset.split(test_fold)
+    validation: list[Recording] = []
+    if config.data.selection == "validation":
+        train, validation = hold_out(train, config.data.validation_fraction)
+    if config.cross_gradient.epsilon:
+        balanced_weights(list(Counter(r.device for r in train).values()))
+    return Split(train, validation, test)
+
+
+def prepare(
+    config: Config,
+    dataset: Dataset,
+    recordings: Split,
+    source: Source,
+    out: Path,
+    warn: Callable[[str], None],
+) -> Prepared:
+    """Extract the features of recordings, and measure the input's normalisation.
+
+    Where spectrum correction is on, its coefficients are measured on the training recordings and
+    written to ``out`` with a plot.
+    """
+    hop = round(config.data.train_hop_seconds * source.definition.sample_rate_hz)
+    cut = Cut(hop, TRAINING_PRECISION)
+    train_clips = source.usable(recordings.train, cut, warn)
+    variations = _variations(config.augment, train_clips, source, out)
+    extracted = [source.extract(train_clips, cut, variation) for variation, _ in variations]
+    train_devices = tuple(d for d in dataset.devices if any(r.device == d for r in train_clips))
+    train = gather(train_clips, train_devices, extracted, active_only=True)
+    plain = gather(train_clips, train_devices, extracted[:1], active_only=True)
+    test_clips = source.usable(recordings.test, Cut(), warn)
+    test = _evaluation(test_clips, dataset, source)
+    validation = test if config.data.selection == "test" else None
+    if recordings.validation:
+        clips = source.usable(recordings.validation, Cut(), warn)
+        validation = _evaluation(clips, dataset, source)
+    return Prepared(
+        train,
+        plain,
+        tuple(share for _, share in variations),
+        tuple(r.name for r in train_clips),
+        train_devices,
+        validation,
+        test,
+        tuple(r.source for r in test_clips),
+        InputNormalization.measure(plain, config.network.input_channels),
+    )
+
+
+def _evaluation(clips: Sequence[Recording], dataset: Dataset, source: Source) -> Windows:
+    """Every window of the deployed cut."""
+    return gather(clips, dataset.devices, [source.extract(clips, Cut())], active_only=False)
+
+
+def _variations(
+    config: AugmentConfig, train_clips: Sequence[Recording], source: Source, out: Path
+) -> list[tuple[Variation, float]]:
+    """Every way in which training recordings are heard, with its probability."""
+    pitch, corrected = config.pitch_shift_probability, config.spectrum_correction_probability
+    found = [(Variation(), 1 - pitch - corrected)]
+    if pitch:
+        steps = config.pitch_shift_semitones
+        found += [(Variation(semitones=s), pitch / len(steps)) for s in steps]
+    if corrected:
+        gains = spectrum_correction.measure(
+            train_clips, source.definition, config.spectrum_correction_moments, source.progress
+        )
+        write_correction(out, gains, source)
+        found.append((Variation(gains=gains), corrected))
+    return found
+
+
+def write_correction(out: Path, gains: dict[str, np.ndarray], source: Source) -> None:
+    """Coefficients and their plot into a folder."""
+    if not distributed.is_first():
+        return
+    spectrum_correction.save(out / CORRECTION_FILE, gains, source.definition)
+    write_whole(out / CORRECTION_PLOT, spectrum_correction.plot(gains, source.definition))
