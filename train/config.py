@@ -60,8 +60,8 @@ class AugmentConfig:
     Limits of SpecAugment's masks and warp are in bands and frames (exclusive maxima of the masks,
     the largest displacement of the warp). A window is heard at one of ``pitch_shift_semitones``
     with ``pitch_shift_probability``, else with its device's spectrum corrected with
-    ``spectrum_correction_probability``, from ``spectrum_correction_moments`` of aligned recordings
-    a device.
+    ``spectrum_correction_probability``: by the coefficients in ``spectrum_correction_file``, or
+    without one measured on ``spectrum_correction_moments`` of aligned recordings a device.
     """
 
     mixup_alpha: float = 0.4
@@ -72,6 +72,7 @@ class AugmentConfig:
     pitch_shift_probability: float = 0.0
     spectrum_correction_probability: float = 0.0
     spectrum_correction_moments: int = 200
+    spectrum_correction_file: str = ""
 
 
 @dataclass(frozen=True)

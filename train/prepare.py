@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from firmware_ref.errors import write_whole
+from firmware_ref.errors import InputError, write_whole
 from train import distributed, spectrum_correction
 from train.batches import TrainingSet
 from train.cgt import balanced_weights
@@ -131,12 +131,28 @@ def _variations(
         steps = config.pitch_shift_semitones
         found += [(Variation(semitones=s), pitch / len(steps)) for s in steps]
     if corrected:
-        gains = spectrum_correction.measure(
-            train_clips, source.definition, config.spectrum_correction_moments, source.progress
-        )
+        gains = _gains(config, train_clips, source)
         write_correction(out, gains, source)
         found.append((Variation(gains=gains), corrected))
     return found
+
+
+def _gains(
+    config: AugmentConfig, train_clips: Sequence[Recording], source: Source
+) -> dict[str, np.ndarray]:
+    """Coefficients of every training device, read or measured."""
+    if not config.spectrum_correction_file:
+        return spectrum_correction.measure(
+            train_clips, source.definition, config.spectrum_correction_moments, source.progress
+        )
+    path = Path(config.spectrum_correction_file)
+    gains = spectrum_correction.load(path, source.definition)
+    if missing := sorted({r.device for r in train_clips} - gains.keys()):
+        raise InputError(
+            f"spectrum correction {str(path)!r} lacks device {missing[0]!r} of the training split; "
+            "write it again with python -m train spectrum-correction"
+        )
+    return gains
 
 
 def write_correction(out: Path, gains: dict[str, np.ndarray], source: Source) -> None:

@@ -231,6 +231,20 @@ def test_hostile_values_are_ignored(tmp_path: Path, change: dict[str, Any]) -> N
     assert fill(tmp_path, "b", "a") == ["b", "a"] and holds(tmp_path, "a", "b")
 
 
+@pytest.mark.parametrize("first", [-1, -3, 1, 2, 2**31, 10**30])
+def test_rows_that_are_not_there_are_ignored_whatever_their_checksum(
+    tmp_path: Path, first: int
+) -> None:
+    fill(tmp_path, "b")
+    path = file(tmp_path, "index.jsonl")
+    line = json.loads(path.read_bytes())
+    data = np.frombuffer(file(tmp_path, "data.bin").read_bytes(), np.uint8)
+    content = data[first * ROW_BYTES : (first + 2) * ROW_BYTES]
+    line |= {"first": first, "crc32": cache._checksum("b", first, line["active"], content)}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    assert holds(tmp_path)
+
+
 @pytest.mark.parametrize(
     "line",
     [b"[]", b"null", b"1", b'"a"', b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b"\0" * 50],

@@ -137,6 +137,13 @@ def test_clips_of_one_source_stay_together_in_every_class() -> None:
         assert sum(r.label == label for r in held) >= 0.3 * count
 
 
+def test_what_another_class_takes_along_counts() -> None:
+    """Class 1 shares every source with class 0, whose sources are enough for both."""
+    recordings = [clip(label, f"s{n}", 0) for label in (0, 1) for n in range(10)]
+    _, held = hold_out(recordings, 0.3)
+    assert len(sources(held)) == 3 and len(held) == 6
+
+
 def test_a_fraction_of_zero_holds_nothing_out() -> None:
     recordings = [clip(0, "a", 0), clip(1, "b", 0)]
     assert hold_out(recordings, 0) == (recordings, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,15 @@ def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     for lot in (1, 3, 7, 8):
         monkeypatch.setattr(extraction, "LOT", lot)
         assert list(in_parallel(abs, [-1, 2, -3, 4, -5, 6, -7])) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_results_that_nobody_waits_for_are_dropped_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extraction, "LOT", 1)
+    results = in_parallel(time.sleep, [0.0, *[0.2] * 20])
+    assert next(results) is None
+    results.close()
 
 
 def test_a_process_that_is_killed_is_taken_for_lack_of_memory() -> None:

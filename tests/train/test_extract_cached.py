@@ -49,6 +49,9 @@ def test_a_renamed_copy_is_found_and_a_changed_file_is_not(
     copy = recording(Path(shutil.copy(clip.path, tmp_path / "copy.wav")), label=7)
     both = extracted([clip, copy], tmp_path / "cache")
     assert computed == ["0.wav"] and both.entries[0] == both.entries[1]
+    at_once = extracted([clip, copy], tmp_path / "new")
+    assert at_once.entries[0] == at_once.entries[1] and len(at_once.log_mels) == 1
+    del computed[1:]
     wav(clip.path, noise(1))
     changed = extracted([clip, copy], tmp_path / "cache")
     assert computed == ["0.wav"] * 2 and changed.entries[0] != changed.entries[1]

@@ -16,7 +16,7 @@ from torch import nn
 from firmware_ref.arch import Network, layers, preset
 from firmware_ref.frontend import network_input
 from tests.train.fitting import same
-from tests.train.runs import EVERYTHING, SETTINGS, arguments, with_teachers
+from tests.train.runs import EVERYTHING, arguments, with_teachers
 from tests.train.stages import Bench, bench
 from train import checkpoint, loop
 from train.__main__ import main
@@ -207,14 +207,14 @@ def test_bfloat16_trains_and_ends_finite(tiny_devices: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_compiled_network_learns_nearly_the_same(tiny_esc10: Path, tmp_path: Path) -> None:
+def test_a_compiled_network_learns_nearly_the_same(tiny_devices: Path, tmp_path: Path) -> None:
     """In other roundings; its checkpoint has the names of the network as it is."""
     found = {}
-    for compile_ in ("false", "true"):
-        out = tmp_path / compile_
-        settings = (*SETTINGS, f"compute.compile={compile_}", "qat.epochs=0")
-        assert main(arguments(tiny_esc10, out, "--quiet", settings=settings)) == 0
-        found[compile_] = checkpoint.load(out / "float.safetensors").tensors
+    for compiled in ("false", "true"):
+        out = tmp_path / compiled
+        settings = (*EVERYTHING, f"compute.compile={compiled}", "qat.epochs=0")
+        assert main(arguments(tiny_devices, out, "--quiet", settings=settings)) == 0
+        found[compiled] = checkpoint.load(out / "float.safetensors").tensors
     assert set(found["true"]) == set(found["false"])
     for name, tensor in found["false"].items():
         np.testing.assert_allclose(found["true"][name], tensor, rtol=0.05, atol=0.01)

@@ -157,6 +157,22 @@ def test_corrections_are_measured_on_training_recordings_and_drawn(everything: B
     assert (everything.out / CORRECTION_PLOT).read_bytes().startswith(b"\x89PNG")
 
 
+def test_corrections_can_come_from_a_file(
+    everything: Bench, tiny_devices: Path, tmp_path: Path
+) -> None:
+    """As they are, not measured again; one that lacks a device is refused."""
+    gains = spectrum_correction.load(everything.out / CORRECTION_FILE, DEFINITION)
+    other = {device: 2 * values for device, values in gains.items()}
+    file = tmp_path / "other.npz"
+    spectrum_correction.save(file, other, DEFINITION)
+    settings = (*EVERYTHING, f"augment.spectrum_correction_file='{file}'")
+    found = bench(tiny_devices, tmp_path / "out", settings)
+    assert same_gains(spectrum_correction.load(found.out / CORRECTION_FILE, DEFINITION), other)
+    spectrum_correction.save(file, {"A": other["A"]}, DEFINITION)
+    with pytest.raises(InputError, match="lacks device 'B'"):
+        bench(tiny_devices, tmp_path / "again", settings)
+
+
 def same_gains(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
