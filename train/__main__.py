@@ -204,6 +204,7 @@ def _correct(args: argparse.Namespace) -> int:
     check_folder(args.out, "--out")
     config, dataset, source = _prepared(args)
     clips = prepare.split(config, dataset, args.fold).train  # those that a run learns from
+    clips = source.usable(clips, prepare.training_cut(config, source), _warn)
     moments = config.augment.spectrum_correction_moments
     gains = spectrum_correction.measure(clips, source.definition, moments, source.progress)
     out = Path(args.out)

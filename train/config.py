@@ -135,7 +135,7 @@ class QatConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """What the float stages compute on, and how.
+    """What stages compute on, and how; precision and compilation are those of the float stages.
 
     ``device`` is ``"cpu"``, ``"cuda"`` or ``"auto"``: CUDA where there is one. ``precision`` is
     ``"float32"`` or ``"bfloat16"`` (autocast). ``compile`` passes the network through

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -282,16 +282,3 @@ def module_logits(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.
 def module_probabilities(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
     """Class probabilities, (N, classes) float64, of a torch module on (N, F, T, C) input."""
     return softmax(module_logits(module, inputs, batch))
-
-
-def as_table(rows: Mapping[str, Metrics]) -> str:
-    """One aligned line a model."""
-    head = f"{'model':<8}{'clips':>8}{'clip acc.':>12}{'log-loss':>10}{'windows':>9}" + (
-        f"{'win. acc.':>12}{'log-loss':>10}"
-    )
-    lines = [
-        f"{name:<8}{m.clips:>8}{m.clip_accuracy:>12.2%}{m.clip_log_loss:>10.3f}{m.windows:>9}"
-        f"{m.window_accuracy:>12.2%}{m.window_log_loss:>10.3f}"
-        for name, m in rows.items()
-    ]
-    return "\n".join([head, *lines])

@@ -89,8 +89,7 @@ def prepare(
     Where spectrum correction is on, its coefficients are measured on the training recordings and
     written to ``out`` with a plot.
     """
-    hop = round(config.data.train_hop_seconds * source.definition.sample_rate_hz)
-    cut = Cut(hop, TRAINING_PRECISION)
+    cut = training_cut(config, source)
     train_clips = source.usable(recordings.train, cut, warn)
     variations = _variations(config.augment, train_clips, source, out)
     extracted = [source.extract(train_clips, cut, variation) for variation, _ in variations]
@@ -114,6 +113,12 @@ def prepare(
         tuple(r.source for r in test_clips),
         InputNormalization.measure(plain, config.network.input_channels),
     )
+
+
+def training_cut(config: Config, source: Source) -> Cut:
+    """How training recordings become windows."""
+    hop = round(config.data.train_hop_seconds * source.definition.sample_rate_hz)
+    return Cut(hop, TRAINING_PRECISION)
 
 
 def _evaluation(clips: Sequence[Recording], dataset: Dataset, source: Source) -> Windows:

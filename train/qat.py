@@ -77,7 +77,7 @@ class DeviceNetwork(nn.Module):
         """The grid of every activation as it is now; empty while the network computes in float."""
         if not self._first:
             return {}
-        changes = self.log_scale_changes.detach().numpy()
+        changes = self.log_scale_changes.detach().cpu().numpy()
         if self._current[0] != changes.tobytes():
             with np.errstate(over="ignore"):
                 factors = np.exp(changes.astype(np.float64))
@@ -96,7 +96,7 @@ class DeviceNetwork(nn.Module):
 
     def float_constants(self) -> dict[str, np.ndarray]:
         """The weights as trained, by graph name."""
-        return {_name(k): v.detach().contiguous().numpy() for k, v in self.constants.items()}
+        return {_name(k): v.detach().contiguous().cpu().numpy() for k, v in self.constants.items()}
 
     def forward(self, x: Tensor, watch: Callable[[str, Tensor], None] | None = None) -> Tensor:
         """(B, C, F, T) network input to (B, classes) logits; ``watch`` sees every activation."""
@@ -131,7 +131,7 @@ class DeviceNetwork(nn.Module):
         x, w, b = (self.graph.tensors[i] for i in operator.inputs)
         if w.quantization is not None:
             return np.array(w.quantization.scale, np.float32)
-        weight, bias = (self.constants[_key(t.name)].detach().numpy() for t in (w, b))
+        weight, bias = (self.constants[_key(t.name)].detach().cpu().numpy() for t in (w, b))
         axis = scheme.WEIGHT_AXIS[operator.kind]
         return scheme.weight_scale(weight, bias, self.quantization[x.name].scale[0], axis)
 
@@ -140,22 +140,28 @@ class DeviceNetwork(nn.Module):
         x, w, b = (self.graph.tensors[i].name for i in operator.inputs)
         axis = scheme.WEIGHT_AXIS[operator.kind]
         if w in self.given:
-            weight = self.given[w]
+            weight = self.given_constant(w)
             channels = self.graph.tensors[operator.outputs[0]].shape[3]
-            return weight.permute(axis, 3 - axis, 1, 2), torch.zeros(channels)
+            return weight.permute(axis, 3 - axis, 1, 2), weight.new_zeros(channels)
         weight, bias = self.constants[_key(w)], self.constants[_key(b)]
         if self.quantization:
             scale = self.weight_scales(operator)
             shape = [1] * weight.ndim
             shape[axis] = len(scale)
-            weight = _straight_through(weight, torch.from_numpy(scale).view(shape))
+            weight = _straight_through(
+                weight, torch.from_numpy(scale).to(weight.device).view(shape)
+            )
             steps = scheme.bias_scale(self.quantization[x].scale[0], scale)
             # In float64, as the rule: in float32 a step next to a half may fall on either side.
             exact = _straight_through(
-                bias.double(), torch.from_numpy(steps).double(), scheme.BIAS_LIMIT
+                bias.double(), torch.from_numpy(steps).to(bias.device).double(), scheme.BIAS_LIMIT
             )
             bias = exact.float()
         return weight.permute(axis, 3 - axis, 1, 2), bias
+
+    def given_constant(self, name: str) -> Tensor:
+        """A constant that no training changes, where the network computes."""
+        return self.given[name].to(self.log_scale_changes.device)
 
     def integers(self, operator: Operator, place: int) -> np.ndarray:
         """A constant operand of whole numbers: axes, paddings, a place in a map."""
@@ -262,7 +268,7 @@ def _conv(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tenso
 def _binary(f: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     def kernel(network: DeviceNetwork, operator: Operator, values: Mapping[int, Tensor]) -> Tensor:
         a, b = (
-            values[i] if i in values else network.given[network.graph.tensors[i].name]
+            values[i] if i in values else network.given_constant(network.graph.tensors[i].name)
             for i in operator.inputs
         )
         return f(a, b)

@@ -38,9 +38,13 @@ def qat_stage(
     identity: Mapping[str, Any],
     float_model: BCResNetMod,
     out: Path,
+    where: torch.device,
     report: Callable[[loop.Epoch], None],
 ) -> DeviceNetwork:
-    """Fold, calibrate and train on the device graph, or read where already finished; on the CPU."""
+    """Fold, calibrate and train on the device graph, or read where already finished.
+
+    Trains on ``where``; what is returned is on the CPU, as the integer kernels are.
+    """
     path, state = out / QAT_FILE, out / QAT_STATE
     if path.exists():
         saved, trained = qat_checkpoint.load(path)
@@ -49,7 +53,9 @@ def qat_stage(
         return trained
     graph = lower(config.network)
     device = DeviceNetwork(graph, fold(config.network, module_tensors(float_model), graph))
-    data = replace(prepared.training_set(config, torch.device("cpu")), teacher=teacher)
+    device.to(where)
+    float_model.to(where)  # the teacher of every step
+    data = replace(prepared.training_set(config, where), teacher=teacher)
     qat = config.qat_stage
     draws = np.random.default_rng([config.seed, *b"calibration"]).permutation(len(data.windows))
     draws = draws[: qat.optimizer.batch_size * qat.calibration_batches]
@@ -69,6 +75,7 @@ def qat_stage(
     )
     loop.fit(device, data, config, stage, identity, state, report)
     qat_checkpoint.save(path, device, identity)
+    float_model.to("cpu")
     distributed.remove(state)
     # As a resumed run would have it: with the scales that were written.
     return qat_checkpoint.load(path)[1]

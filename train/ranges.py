@@ -28,8 +28,9 @@ def calibrate(network: DeviceNetwork, batches: Iterable[Tensor], seed: int) -> N
     def watch(name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1)
         if len(flat) > SAMPLES_PER_BATCH:
-            flat = flat[torch.randint(len(flat), (SAMPLES_PER_BATCH,), generator=generator)]
-        samples.setdefault(name, []).append(flat.numpy().copy())
+            chosen = torch.randint(len(flat), (SAMPLES_PER_BATCH,), generator=generator)
+            flat = flat[chosen.to(flat.device)]
+        samples.setdefault(name, []).append(flat.cpu().numpy().copy())
 
     network.set_quantization({})
     network.eval()

@@ -33,7 +33,7 @@ def as_the_kernel(network: DeviceNetwork, operator: Operator, y: Tensor) -> Tens
     first_unit = _first_unit(network, operator)
     if first_unit is None:
         return y
-    return y + torch.copysign(first_unit / 2, y.detach())
+    return y + torch.copysign(first_unit.to(y.device) / 2, y.detach())
 
 
 def _first_unit(network: DeviceNetwork, operator: Operator) -> Tensor | None:

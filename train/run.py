@@ -77,7 +77,7 @@ def run(
     teacher = teacher_logits(config, prepared, identity, out, device, report)
     on_device = None if teacher is None else teacher.to(device)
     float_model = float_stage(config, prepared, on_device, identity, out, device, report)
-    quantized = qat_stage(config, prepared, teacher, identity, float_model, out, report)
+    quantized = qat_stage(config, prepared, on_device, identity, float_model, out, device, report)
     found = _measure(config, dataset, test_fold, prepared, float_model, quantized)
     if distributed.is_first():
         write_report(found, out)
@@ -110,14 +110,18 @@ def identity_of(
 
 
 def start(config: Config, dataset: Dataset, test_fold: int, out: Path, resume: bool) -> None:
-    """Claim ``out`` for this run, or find it there; refuse another's."""
+    """Claim ``out`` for this run, or find it there; refuse another's.
+
+    A run that ended before it had learned anything leaves its folder free.
+    """
     if not distributed.is_first():
         return
     path = out / RUN_FILE
     content = {"config": config.to_dict(), "dataset": dataset.name, "test_fold": test_fold}
     content = json.loads(json.dumps(content))
     if not resume:
-        if out.is_dir() and (path.exists() or any(out.glob("*.safetensors"))):
+        learned = [*out.glob("*.safetensors"), *out.glob("teacher-*.npz")]
+        if learned:
             raise InputError(
                 f"--out {str(out)!r} already holds a run; add --resume or name another"
             )

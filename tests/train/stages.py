@@ -59,7 +59,7 @@ class Bench:
         return float_stage(*arguments, self.epochs.append)
 
     def qat(self, model: BCResNetMod, teacher: Tensor | None = None) -> DeviceNetwork:
-        arguments = (self.config, self.prepared, teacher, self.identity, model, self.out)
+        arguments = (self.config, self.prepared, teacher, self.identity, model, self.out, CPU)
         return qat_stage(*arguments, self.epochs.append)
 
 

@@ -80,10 +80,12 @@ def test_validation_never_touches_the_test_split(
 def test_selection_on_the_test_split_does_touch_it(
     tiny_devices: Path, tmp_path: Path, poison: Callable[[int], Path]
 ) -> None:
-    settings = (*with_teachers(tiny_devices), *CHOOSING, "data.selection=test")
-    clean = learned(tiny_devices, tmp_path / "clean", settings)
-    poisoned = learned(poison(1), tmp_path / "test", settings)
-    assert poisoned["qat.safetensors"] != clean["qat.safetensors"]
+    settings, found = (*EVERYTHING, *CHOOSING, "data.selection=test"), []
+    for data in (tiny_devices, poison(1)):
+        out = tmp_path / str(len(found))
+        assert main(arguments(data, out, "--quiet", settings=settings)) == HOLDS
+        found.append((out / "qat.safetensors").read_bytes())
+    assert found[0] != found[1]
 
 
 @pytest.fixture(scope="module")
