@@ -81,7 +81,7 @@ def convert(
 def _metadata(saved: Checkpoint) -> bytes:
     """Labels, features and normalisation, checked, for whoever runs the model from sound."""
     found = saved.metadata
-    dataset: dict[str, Any] = {"test_fold": found.test_fold}
+    dataset: dict[str, Any] = {"test_fold": found.test_fold, "name": found.dataset}
     if found.selected_on_test:  # said only where it is so: others keep their bytes
         dataset["selected_on_test"] = True
     content = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from train.config import Config
 from train.data import Source
 from train.dataset import Dataset
+from train.report import WARNING
 from train.run import RUN_FILE, Console, run
 from train.tables import Table, table_text
 
@@ -51,6 +52,7 @@ class Row:
     window_accuracy: float
     seen_accuracy: float | None
     unseen_accuracy: float | None
+    selected_on_reported_split: bool
 
 
 def ablate(
@@ -85,6 +87,7 @@ def ablate(
                 found.window_accuracy,
                 found.seen_devices.accuracy,
                 found.unseen_devices.accuracy,
+                report.selected_on_reported_split,
             )
         )
     return rows
@@ -106,7 +109,8 @@ def as_text(rows: Sequence[Row]) -> str:
         )
         for row in rows
     )
-    return table_text(Table("INT8 accuracy in %, one seed", head, cells))
+    text = table_text(Table("INT8 accuracy in %, one seed", head, cells))
+    return f"{WARNING}\n\n{text}" if whole.selected_on_reported_split else text
 
 
 def _percent(value: float | None) -> str:

@@ -32,11 +32,12 @@ def assess(
 
     None is the fold that the model says it never heard.
 
-    Raises `InputError` where the model's labels are not the dataset's, or where a checkpoint
-    says that it was trained on that fold.
+    Raises `InputError` where the model's labels or folds are not the dataset's, or where it says
+    that it was trained on that fold.
     """
     model = _int8(path) if path.suffix == ".tflite" else _torch(path)
     fold = _check_fold(str(path), model.metadata.test_fold, fold)
+    _check_dataset(str(path), model.metadata.dataset, dataset)
     _check_labels(list(model.metadata.labels), dataset)
     train_clips, clips = dataset.split(fold)
     clips = source.usable(clips, Cut(), warn)
@@ -126,6 +127,15 @@ def _check_fold(path: str, unheard: int | None, fold: int | None) -> int:
             f"measure it with --fold {unheard}"
         )
     return unheard
+
+
+def _check_dataset(path: str, heard: str | None, dataset: Dataset) -> None:
+    """Refuse a dataset whose folds are not those that the model was trained by."""
+    if heard not in (None, dataset.name, *dataset.same_folds):
+        raise InputError(
+            f"model {path!r} was trained on {heard!r}; its fold says nothing of {dataset.name}; "
+            "name its own with --dataset"
+        )
 
 
 def _check_labels(labels: list[str], dataset: Dataset) -> None:

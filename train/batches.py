@@ -20,7 +20,7 @@ from train.objective import Batch
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Windows to train on, with what is known of each: (N,) classes, devices, teacher's logits."""
+    """Windows to train on, with what is known of each, as in `train.objective.Batch`: (N, ...)."""
 
     windows: Windows
     sampler: EpochSampler

@@ -38,7 +38,8 @@ class DataConfig:
 class OptimizerConfig:
     """SGD or Adam; the rate falls along a cosine to ``final_learning_rate`` between restarts.
 
-    ``momentum`` is SGD's. ``keep`` is the epoch that is kept: the ``"best"`` on the windows held
+    An epoch has as many steps as whole batches, what is left over being dealt to them; ``momentum``
+    is SGD's. ``keep`` is the epoch that is kept: the ``"best"`` on the windows held
     out, or the ``"last"``.
     """
 

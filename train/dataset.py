@@ -37,12 +37,16 @@ class Recording:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled recordings with folds; ``unseen_devices`` are kept out of all training."""
+    """Labelled recordings with folds; ``unseen_devices`` are kept out of all training.
+
+    ``same_folds`` names datasets of the same clips in the same folds.
+    """
 
     name: str
     labels: tuple[str, ...]
     recordings: tuple[Recording, ...]
     unseen_devices: frozenset[str] = frozenset()
+    same_folds: tuple[str, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -25,11 +25,8 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # QAT is on the CPU whatever the float stages are on.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend)
     try:
         yield
     finally:
@@ -44,6 +41,11 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
@@ -131,7 +133,7 @@ class SyncBatchNormOnCpu(nn.BatchNorm2d):
         """(B, C, F, T), normalised by the statistics of every process's B examples."""
         if not self.training:
             return super().forward(x)
-        axes = (0, 2, 3)
+        x, axes = x.float() if x.dtype == torch.bfloat16 else x, (0, 2, 3)
         count = summed(x.new_tensor(float(x.numel() // x.shape[1])))
         mean = _Sum.apply(x.sum(axes)) / count
         centred = x - mean.view(1, -1, 1, 1)

@@ -106,7 +106,8 @@ def extract(
         "semitones": variation.semitones,
     }
     shape = (definition.mel_bands, definition.frames)
-    keys, bad = _keys(recordings, variation, Contents(cache))
+    told = progress(recordings, "reading", len(recordings))
+    keys, bad = _keys(told, variation, Contents(cache))
     with store(cache, recipe, shape, cut.dtype) as found:
         wanted = [i for i, key in keys.items() if key not in found.entries]
         tasks = [_Task(recordings[i], definition, cut, variation) for i in wanted]
@@ -123,7 +124,7 @@ def extract(
 
 
 def _keys(
-    recordings: Sequence[Recording], variation: Variation, contents: Contents
+    recordings: Iterable[Recording], variation: Variation, contents: Contents
 ) -> tuple[dict[int, str], dict[int, str]]:
     """What the windows of each recording depend on, by its place; and what cannot be read."""
     keys, bad = dict[int, str](), dict[int, str]()

@@ -58,13 +58,13 @@ def float_stage(
         validate=validator(model, prepared) if prepared.validation is not None else None,
         compute=config.compute,
     )
-    data = replace(prepared.training_set(config, device), teacher=teacher)
+    data = prepared.training_set(config, device, teacher)
     loop.fit(model, data, config, stage, identity, state, report)
-    tensors = module_tensors(model)
-    checkpoint.save(path, tensors, {"stage": "float", **identity})
+    checkpoint.save(path, module_tensors(model), {"stage": "float", **identity})
     distributed.remove(state)
     fresh = build_model(config.network)
-    load_module(fresh, tensors, "float checkpoint")
+    # From the file: on several GPUs each process may have kept another best epoch.
+    load_module(fresh, checkpoint.load(path, "float").tensors, "float checkpoint")
     return fresh.eval()
 
 
@@ -109,7 +109,9 @@ def validator(model: nn.Module, prepared: Prepared) -> Callable[[], Score]:
 def _cross_gradient(config: Config, prepared: Prepared, scenes: Objective) -> Objective:
     cgt = config.cross_gradient
     devices = len(prepared.train_devices)
-    counts = np.bincount(prepared.train.devices, minlength=devices)
+    # An epoch draws as many windows from every clip.
+    _, first = np.unique(prepared.plain.clips, return_index=True)
+    counts = np.bincount(prepared.plain.devices[first], minlength=devices)
     network = device_network(config.network, devices, cgt.device_width_divisor)
     return CrossGradientObjective(
         scenes,

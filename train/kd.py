@@ -9,49 +9,54 @@ from torch.nn import functional
 from train.objective import Batch, LogitsObjective
 
 
-def divergence(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """``T^2 KL(teacher || student)`` of probabilities at temperature T, a mean over the batch.
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities (N, classes) of (N, classes) logits at a temperature."""
+    return (logits / temperature).softmax(dim=1)
 
-    Both are (B, classes) logits. Hinton et al., "Distilling the knowledge in a neural network",
-    2015, section 2; T^2 keeps the gradient's size as T changes.
-    """
-    loss = functional.kl_div(
-        (logits / temperature).log_softmax(dim=1),
-        (teacher / temperature).log_softmax(dim=1),
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(teacher || student)``, a mean over the batch, of (B, classes) logits of both."""
+    return functional.kl_div(
+        logits.log_softmax(dim=1),
+        teacher.log_softmax(dim=1),
         reduction="batchmean",
         log_target=True,
     )
-    return temperature**2 * loss
 
 
-def distillation(
-    logits: Tensor, teacher: Tensor, targets: Tensor, weight: float, temperature: float = 1.0
-) -> Tensor:
-    """``(1 - weight) CE(targets) + weight T^2 KL(teacher || student)``, a mean over the batch.
+def distillation(logits: Tensor, teacher: Tensor, targets: Tensor, weight: float) -> Tensor:
+    """``(1 - weight) CE(targets) + weight KL(teacher || student)``, a mean over the batch.
 
     All are (B, classes); ``teacher`` are logits, ``targets`` probabilities. At weight 0 and 1 only
-    the one part is computed. Hinton et al., 2015, section 2.
+    the one part is computed.
     """
     if weight == 0:
         return functional.cross_entropy(logits, targets)
-    loss = divergence(logits, teacher, temperature)
+    loss = divergence(logits, teacher)
     if weight == 1:
         return loss
     return (1 - weight) * functional.cross_entropy(logits, targets) + weight * loss
 
 
 class DistillationObjective(LogitsObjective):
-    """``label_weight CE(scenes) + (1 - label_weight) T^2 KL(batch.teacher || student)``."""
+    """``label_weight CE(scenes) + (1 - label_weight) T^2 KL(batch.teacher || student)``.
+
+    Probabilities are at the temperature T, those of the teacher `softened` before mix-up: a
+    mixture of two sounds is taught the mixture of what they are. T^2 keeps the gradient's size as T
+    changes. Hinton et al., "Distilling the knowledge in a neural network", 2015, section 2.
+    """
 
     def __init__(self, label_weight: float, temperature: float) -> None:
         super().__init__()
         self.label_weight, self.temperature = label_weight, temperature
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The mean loss of ``logits`` (B, classes); the batch needs a teacher's logits."""
+        """The mean loss of ``logits`` (B, classes); the batch needs a teacher."""
         assert batch.teacher is not None
-        weight = 1 - self.label_weight
-        return distillation(logits, batch.teacher, batch.scenes, weight, self.temperature)
+        student = (logits / self.temperature).log_softmax(dim=1)
+        kl = functional.kl_div(student, batch.teacher, reduction="batchmean")
+        labels = functional.cross_entropy(logits, batch.scenes)
+        return self.label_weight * labels + (1 - self.label_weight) * self.temperature**2 * kl
 
 
 class FloatTeacherObjective(LogitsObjective):

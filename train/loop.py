@@ -169,4 +169,4 @@ def _epoch(
 
 
 def _is_finite(module: nn.Module) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in module.parameters())

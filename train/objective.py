@@ -13,7 +13,8 @@ class Batch:
     """Examples of one step: network input ``x`` (B, C, F, T) float32 with what is known of each.
 
     ``scenes`` (B, classes) and ``devices`` (B, devices) are probabilities, float32: one-hot until
-    mix-up. ``teacher`` (B, classes) float32 are a teacher's logits, where there is one.
+    mix-up. ``teacher`` (B, classes) float32 are a teacher's probabilities at the temperature of
+    distillation, where there is one.
     """
 
     x: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from firmware_ref.errors import InputError, write_whole
 from train import distributed, spectrum_correction
@@ -18,6 +20,7 @@ from train.config import AugmentConfig, Config
 from train.data import EpochSampler, InputNormalization, Source, Windows, gather
 from train.dataset import Dataset, Recording, hold_out
 from train.extract import Cut, Variation
+from train.kd import softened
 
 CORRECTION_FILE, CORRECTION_PLOT = "spectrum-correction.npz", "spectrum-correction.png"
 TRAINING_PRECISION = "float16"
@@ -30,7 +33,8 @@ class Prepared:
     ``plain`` are the training windows as recorded, in the order of their ``moments``; ``train``
     holds their variations too, drawn with the probabilities ``shares``.
     ``validation`` chooses an epoch; None keeps the last. ``names`` are the recordings that
-    ``train.clips`` counts, ``train_devices`` the devices that ``train.devices`` numbers.
+    ``train.clips`` counts, ``train_devices`` the devices that ``train.devices`` numbers;
+    ``left_out`` recordings of all kinds could not be read.
     """
 
     train: Windows
@@ -42,11 +46,17 @@ class Prepared:
     test: Windows
     test_sources: tuple[str, ...]
     normalization: InputNormalization
+    left_out: int
 
-    def training_set(self, config: Config, device: torch.device) -> TrainingSet:
-        """What `train.loop.fit` draws batches from, on ``device``."""
+    def training_set(
+        self, config: Config, device: torch.device, teacher: Tensor | None = None
+    ) -> TrainingSet:
+        """What `train.loop.fit` draws batches from, on ``device``.
+
+        ``teacher`` are logits of every training window, (N, classes).
+        """
         sampler = EpochSampler(self.train, config.data.windows_per_clip, self.shares)
-        return TrainingSet.of(
+        data = TrainingSet.of(
             self.train,
             sampler,
             self.normalization,
@@ -54,6 +64,10 @@ class Prepared:
             len(self.train_devices),
             device,
         )
+        if teacher is None:
+            return data
+        soft = softened(teacher.to(device), config.distillation.temperature)
+        return dataclasses.replace(data, teacher=soft)
 
 
 @dataclass(frozen=True)
@@ -99,9 +113,11 @@ def prepare(
     test_clips = source.usable(recordings.test, Cut(), warn)
     test = _evaluation(test_clips, dataset, source)
     validation = test if config.data.selection == "test" else None
+    kept = len(train_clips) + len(test_clips) + len(recordings.validation)
     if recordings.validation:
         clips = source.usable(recordings.validation, Cut(), warn)
         validation = _evaluation(clips, dataset, source)
+        kept += len(clips) - len(recordings.validation)
     return Prepared(
         train,
         plain,
@@ -112,6 +128,7 @@ def prepare(
         test,
         tuple(r.source for r in test_clips),
         InputNormalization.measure(plain, config.network.input_channels),
+        sum(map(len, (recordings.train, recordings.validation, recordings.test))) - kept,
     )
 
 

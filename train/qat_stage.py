@@ -55,9 +55,10 @@ def qat_stage(
     device = DeviceNetwork(graph, fold(config.network, module_tensors(float_model), graph))
     device.to(where)
     float_model.to(where)  # the teacher of every step
-    data = replace(prepared.training_set(config, where), teacher=teacher)
+    data = prepared.training_set(config, where, teacher)
     qat = config.qat_stage
-    draws = np.random.default_rng([config.seed, *b"calibration"]).permutation(len(data.windows))
+    plain = np.flatnonzero(data.windows.variation == 0)
+    draws = np.random.default_rng([config.seed, *b"calibration"]).permutation(plain)
     draws = draws[: qat.optimizer.batch_size * qat.calibration_batches]
     size = qat.optimizer.batch_size
     batches = (data.clean(draws[start : start + size]) for start in range(0, len(draws), size))

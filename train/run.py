@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -70,18 +72,17 @@ def run(
     check_teachers(config.distillation.teachers)
     recordings = split(config, dataset, test_fold)
     device = _device(config)
-    start(config, dataset, test_fold, out, resume)
-    prepared = prepare(config, dataset, recordings, source, out, console.warn)
-    identity = identity_of(config, dataset, test_fold, source.definition, prepared)
-    report = console.epoch
-    teacher = teacher_logits(config, prepared, identity, out, device, report)
-    on_device = None if teacher is None else teacher.to(device)
-    float_model = float_stage(config, prepared, on_device, identity, out, device, report)
-    quantized = qat_stage(config, prepared, on_device, identity, float_model, out, device, report)
-    found = _measure(config, dataset, test_fold, prepared, float_model, quantized)
-    if distributed.is_first():
-        write_report(found, out)
-    return found
+    with start(config, dataset, test_fold, out, resume) or nullcontext():
+        prepared = prepare(config, dataset, recordings, source, out, console.warn)
+        identity = identity_of(config, dataset, test_fold, source.definition, prepared)
+        report = console.epoch
+        teacher = teacher_logits(config, prepared, identity, out, device, report)
+        float_model = float_stage(config, prepared, teacher, identity, out, device, report)
+        quantized = qat_stage(config, prepared, teacher, identity, float_model, out, device, report)
+        found = _measure(config, dataset, test_fold, prepared, float_model, quantized)
+        if distributed.is_first():
+            write_report(found, out)
+        return found
 
 
 def identity_of(
@@ -109,25 +110,29 @@ def identity_of(
     }
 
 
-def start(config: Config, dataset: Dataset, test_fold: int, out: Path, resume: bool) -> None:
+def start(
+    config: Config, dataset: Dataset, test_fold: int, out: Path, resume: bool
+) -> IO[bytes] | None:
     """Claim ``out`` for this run, or find it there; refuse another's.
 
-    A run that ended before it had learned anything leaves its folder free.
+    A run that ended before it had learned anything leaves its folder free; one that goes on keeps
+    it, by a lock that ends with the process.
     """
     if not distributed.is_first():
-        return
+        return None
     path = out / RUN_FILE
     content = {"config": config.to_dict(), "dataset": dataset.name, "test_fold": test_fold}
     content = json.loads(json.dumps(content))
     if not resume:
-        learned = [*out.glob("*.safetensors"), *out.glob("teacher-*.npz")]
-        if learned:
+        if any(out.glob("*.safetensors")) or any(out.glob("teacher-*.npz")):
             raise InputError(
                 f"--out {str(out)!r} already holds a run; add --resume or name another"
             )
         check_folder(out, "--out")
+        if path.exists():
+            _lock(path).close()
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-        return
+        return _lock(path)
     if not path.exists():
         raise InputError(f"--resume: {str(out)!r} holds no run; leave --resume out, or mend --out")
     try:
@@ -140,6 +145,20 @@ def start(config: Config, dataset: Dataset, test_fold: int, out: Path, resume: b
             f"--resume: {str(out)!r} holds a run with another {odd[0]}; resume with that one, or "
             "train into another --out"
         )
+    return _lock(path)
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """The file of a run, open and locked; refused where a process is training into its folder."""
+    stream = path.open("rb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise InputError(
+            f"--out {str(path.parent)!r} is in use by another process; wait for it, or name another"
+        ) from None
+    return stream
 
 
 def _measure(
@@ -178,7 +197,8 @@ def _measure(
         selected_on_reported_split=config.data.selection == "test",
         provenance={
             "seed": config.seed,
-            "training windows": len(prepared.train),
+            "training windows": len(prepared.plain),
+            **({"recordings left out": prepared.left_out} if prepared.left_out else {}),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
         fidelity=compare(quantized, some, probabilities),
@@ -219,7 +239,10 @@ def _device(config: Config) -> torch.device:
         raise InputError("compute.device='cuda', and torch finds no CUDA GPU; allowed: cpu, auto")
     torch.set_num_threads(config.compute.threads)
     if there and wanted != "cpu":
+        torch.cuda.set_device(distributed.local_rank())
         torch.backends.cudnn.benchmark = True
+        # TF32 would undo what `train.rounding` takes care of.
+        torch.backends.cudnn.allow_tf32 = False
         return torch.device("cuda")
     torch.use_deterministic_algorithms(True)
     keep_freed_memory()

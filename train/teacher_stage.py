@@ -46,7 +46,9 @@ def teacher_logits(
     tables = []
     for number, teacher in enumerate(teachers, start=1):
         path = out / f"teacher-{number}.npz"
-        if not path.exists():
+        found = path.exists()
+        distributed.barrier()  # every process has looked
+        if not found:
             stage = _TeacherStage(config, prepared, identity, out, device, report, number)
             names = np.repeat(np.array(prepared.names), counts).tolist()
             logits = stage.logits(teacher, counts)
@@ -147,7 +149,6 @@ class _TeacherStage:
         torch.manual_seed(self.config.seed)
         classes, weights = self.config.network.classes, teacher.weights or None
         module = load_factory(teacher.source, self._input_shape(), classes, weights)
-        module.requires_grad_(True)
         self._train(module, self.identity)
         return module
 

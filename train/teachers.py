@@ -197,7 +197,7 @@ def _onnx_input(session: Any, shape: tuple[int, ...], where: str) -> tuple[str, 
 def load_factory(
     spec: str, shape: tuple[int, int, int], classes: int, weights: str | Path | None = None
 ) -> nn.Module:
-    """The module that ``package.module:factory`` returns, in eval mode, without gradients.
+    """The module that ``package.module:factory`` returns, in eval mode.
 
     This imports and runs the code that the user named. ``weights`` is a safetensors file of
     exactly its state. The module must map (B, *shape) float32, that is (B, C, F, T), to
@@ -217,9 +217,10 @@ def load_factory(
         )
     if weights is not None:
         _load_weights(module, weights)
-    module.eval().requires_grad_(False)
+    module.eval()
     try:
-        found = module(torch.zeros(2, *shape))
+        with torch.no_grad():
+            found = module(torch.zeros(2, *shape))
     except Exception as error:
         raise InputError(
             f"{where} failed on zeros of shape {(2, *shape)}: {_line(error)}; mend it"

@@ -27,6 +27,7 @@ from tests.train.runs import (
 from train.__main__ import main
 from train.ablate import ALL, TECHNIQUES, Row, as_text
 from train.config_file import load_config
+from train.report import WARNING
 
 # One epoch a stage: the question is whether each trains at all.
 SHORT = ("float.epochs=2", "qat.epochs=1")
@@ -111,7 +112,9 @@ def test_the_table_has_a_row_for_each(ablation: tuple[Path, dict[str, Any]]) -> 
         found = report["metrics"]["int8"]
         names = ("clip_accuracy", "clip_log_loss", "window_accuracy")
         names += ("seen_accuracy", "unseen_accuracy")
-        assert row == {"without": row["without"], **{name: found[name] for name in names}}
+        figures = {name: found[name] for name in names}
+        same = {"without": row["without"], "selected_on_reported_split": False}
+        assert row == {**same, **figures}
         assert row["unseen_accuracy"] is not None
 
 
@@ -127,7 +130,7 @@ def test_a_finished_ablation_is_measured_again_and_not_trained(
     for name in (ALL, "mix-up", "time mask"):
         found = json.loads((small / folder(name) / "metrics.json").read_text())["metrics"]["int8"]
         names = ("clip_accuracy", "clip_log_loss", "window_accuracy")
-        rows.append(Row(name, *(found[n] for n in names), found["clip_accuracy"], None))
+        rows.append(Row(name, *(found[n] for n in names), found["clip_accuracy"], None, False))
     assert captured.out == as_text(rows) + "\n"
 
 
@@ -207,9 +210,9 @@ def test_only_what_was_on_is_switched_off() -> None:
 
 
 def test_the_table_by_hand() -> None:
-    whole = Row(ALL, 0.5, 1.25, 0.4, 0.6, 0.25)
-    worse = Row("mix-up", 0.375, 1.5, 0.4375, 0.5, 0.125)
-    better = Row("time warp", 0.625, 1.0, 0.5, 0.75, None)
+    whole = Row(ALL, 0.5, 1.25, 0.4, 0.6, 0.25, False)
+    worse = Row("mix-up", 0.375, 1.5, 0.4375, 0.5, 0.125, False)
+    better = Row("time warp", 0.625, 1.0, 0.5, 0.75, None, False)
     assert as_text([whole, worse, better]).splitlines() == [
         "without    clips  change  log-loss  windows  seen  unseen",
         "---------------------------------------------------------",
@@ -219,3 +222,9 @@ def test_the_table_by_hand() -> None:
     ]
     nudged = dataclasses.replace(worse, clip_accuracy=0.376)
     assert as_text([whole, worse, better]) != as_text([whole, nudged, better])
+
+
+def test_an_ablation_selected_on_the_reported_split_is_marked() -> None:
+    row = Row(ALL, 0.5, 1.25, 0.4, 0.6, 0.25, False)
+    assert WARNING not in as_text([row])
+    assert as_text([dataclasses.replace(row, selected_on_reported_split=True)]).startswith(WARNING)

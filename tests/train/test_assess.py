@@ -105,3 +105,15 @@ def test_bad_recordings_of_the_fold_are_told_or_left_out(
     report = assess(model, found, None, skipping, warned.append)
     assert report.metrics["float"].clips == 5
     assert len(warned) == 2 and warned[1] == "left out 1 of 6 recordings"
+
+
+@pytest.mark.parametrize("file", MODELS)
+def test_folds_of_other_recordings_are_refused(
+    run_of_devices: Path, dataset: Dataset, file: str
+) -> None:
+    """The same labels and fold numbers, and yet it may have heard these recordings."""
+    other = dataclasses.replace(dataset, name="mine", same_folds=())
+    with pytest.raises(InputError, match="trained on 'ESC-10-Devices'.*nothing of mine"):
+        assess(run_of_devices / file, other, None, source(), no_warning)
+    same = dataclasses.replace(other, same_folds=("ESC-10-Devices",))
+    assert assess(run_of_devices / file, same, None, source(), no_warning).dataset == "mine"

@@ -50,7 +50,7 @@ def batch(size: int = 32) -> Batch:
         x=torch.randn(size, 2, 16, 12, generator=draws),
         scenes=functional.one_hot(torch.randint(0, 5, (size,), generator=draws), 5).float(),
         devices=functional.one_hot(torch.randint(0, 3, (size,), generator=draws), 3).float(),
-        teacher=torch.randn(size, 5, generator=draws),
+        teacher=torch.randn(size, 5, generator=draws).softmax(dim=1),
     )
 
 

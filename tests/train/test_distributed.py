@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.train import parallel_steps
 from tests.train.runs import arguments
@@ -94,3 +95,11 @@ def test_equal_parts_cover_a_batch_once(
         parts.append(index[distributed.share(len(index))])
     assert len({len(part) for part in parts}) == 1
     assert np.array_equal(np.concatenate(parts), index)
+
+
+def test_half_precision_input_is_normalised_in_single_precision() -> None:
+    norm = distributed.SyncBatchNormOnCpu(3).train()
+    x = torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.BatchNorm2d(3).train()(x.bfloat16().float())
+    torch.testing.assert_close(norm(x.bfloat16()), expected, rtol=1e-5, atol=1e-5)
+    assert norm.running_var is not None and norm.running_var.dtype == torch.float32

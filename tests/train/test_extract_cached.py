@@ -111,7 +111,8 @@ def test_every_recording_to_compute_is_shown_as_progress(tmp_path: Path) -> None
             yield item
 
     extract(clips, DEFINITION, Cut(), Variation(), tmp_path, progress)
-    assert shown == [(0, "features", 2), (1, "features", 2)]
+    reading = [(number, "reading", 3) for number in range(3)]
+    assert shown == [*reading, (0, "features", 2), (1, "features", 2)]
 
 
 # Interruptions and other processes
@@ -142,9 +143,9 @@ def test_in_parallel_an_interrupted_extraction_goes_on(
     clips = noise_recordings(tmp_path, 6)
     monkeypatch.setattr(extraction, "LOT", 1)
 
-    def stop(items: Iterable[Any], *_: Any) -> Iterator[Any]:
+    def stop(items: Iterable[Any], title: str, _: int) -> Iterator[Any]:
         for number, item in enumerate(items):
-            if number == 2:
+            if (title, number) == ("features", 2):
                 raise KeyboardInterrupt
             yield item
 
@@ -153,11 +154,11 @@ def test_in_parallel_an_interrupted_extraction_goes_on(
     counts = []
 
     def count(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-        counts.append(total)
+        counts.append((title, total))
         return items
 
     found = extract(clips, DEFINITION, Cut(), Variation(), tmp_path / "cache", count)
-    assert counts == [4]
+    assert counts == [("reading", 6), ("features", 4)]
     assert same(found, extracted(clips, tmp_path / "whole"))
 
 

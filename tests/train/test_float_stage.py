@@ -122,15 +122,25 @@ def test_the_device_classifier_is_the_network_made_narrower(name: str, divisor: 
 def test_devices_that_are_heard_more_weigh_less(
     tiny_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By clips, of which an epoch draws equally, however many windows each has."""
     found = bench(tiny_devices, tmp_path, EVERYTHING)
-    devices = found.prepared.train.devices.copy()
-    devices[: len(devices) // 2] = 0  # three quarters are now by A
-    windows = dataclasses.replace(found.prepared.train, devices=devices)
-    found = dataclasses.replace(found, prepared=dataclasses.replace(found.prepared, train=windows))
+    plain = found.prepared.plain
+    clips = np.arange(len(plain)) // 2
+    devices = (clips >= 3 * (clips[-1] + 1) // 4).astype(int)  # three quarters of the clips by A
+    twice = np.concatenate([np.arange(len(plain)), np.flatnonzero(devices == 1)])  # B has long ones
+    twice = twice[np.argsort(clips[twice], kind="stable")]
+    changed = dataclasses.replace(
+        plain,
+        **{name: getattr(plain, name)[twice] for name in ("variation", "row", "labels")},
+        devices=devices[twice],
+        clips=clips[twice],
+        moments=np.arange(len(twice)),
+    )
+    found = dataclasses.replace(found, prepared=dataclasses.replace(found.prepared, plain=changed))
     objective = stage_of(found, monkeypatch).objective
     assert isinstance(objective, CrossGradientObjective)
-    counts = np.bincount(devices)
-    expected = len(devices) / (2 * counts)
+    counts = np.bincount([devices[clips == clip][0] for clip in np.unique(clips)])
+    expected = counts.sum() / (2 * counts)
     np.testing.assert_allclose(objective.device_weights.numpy(), expected, rtol=1e-6)
     assert expected[0] < 1 < expected[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from firmware_ref.arch import Network
-from train.kd import DistillationObjective, FloatTeacherObjective, distillation, divergence
+from tests.train.conftest import TinyConfig
+from tests.train.fitting import training_set
+from train.augment.mix_up import mix_up
+from train.data import Windows
+from train.kd import (
+    DistillationObjective,
+    FloatTeacherObjective,
+    distillation,
+    divergence,
+    softened,
+)
 from train.model import build_model
 from train.objective import Batch, LabelObjective, LogitsObjective
 
@@ -31,36 +42,60 @@ def log_softmax(x: Tensor, temperature: float = 1.0) -> np.ndarray:
 def by_hand(
     logits: Tensor, teacher: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[float, float]:
-    """Cross-entropy with the targets, and T^2 KL(teacher || student); means over the batch."""
+    """Cross-entropy with the targets, and T^2 KL(teacher || student); means over the batch.
+
+    ``teacher`` are logits.
+    """
     cross_entropy = -(targets.numpy() * log_softmax(logits)).sum(axis=1).mean()
     student, wanted = log_softmax(logits, temperature), log_softmax(teacher, temperature)
-    softened = (np.exp(wanted) * (wanted - student)).sum(axis=1).mean()
-    return float(cross_entropy), float(temperature**2 * softened)
+    kl = (np.exp(wanted) * (wanted - student)).sum(axis=1).mean()
+    return float(cross_entropy), float(temperature**2 * kl)
 
 
-# The function
+# The functions
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+def test_softened_are_probabilities_at_the_temperature(temperature: float) -> None:
+    _, teacher, _ = draws()
+    found = softened(teacher, temperature)
+    expected = np.exp(log_softmax(teacher, temperature))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert np.abs(softened(teacher, 1.01 * temperature).numpy() - expected).max() > 1e-4
+
+
+def test_softened_by_hand() -> None:
+    """9 : 1 at T = 2 is 3 : 1; 3 : 1 at T = 1/2 is 9 : 1."""
+    found = softened(torch.log(torch.tensor([[9.0, 1.0]])), 2)
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25]]))
+    found = softened(torch.log(torch.tensor([[3.0, 1.0]])), 0.5)
+    torch.testing.assert_close(found, torch.tensor([[0.9, 0.1]]))
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 0.98, 1.0])
-def test_it_is_the_weighted_sum_of_both(weight: float, temperature: float) -> None:
+def test_it_is_the_weighted_sum_of_both(weight: float) -> None:
     logits, teacher, targets = draws()
-    cross_entropy, softened = by_hand(logits, teacher, targets, temperature)
-    assert abs(cross_entropy - softened) > 0.1, "the two can be told apart"
-    found = distillation(logits, teacher, targets, weight, temperature)
-    expected = (1 - weight) * cross_entropy + weight * softened
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    cross_entropy, kl = by_hand(logits, teacher, targets)
+    assert abs(cross_entropy - kl) > 0.1, "the two can be told apart"
+    found = distillation(logits, teacher, targets, weight)
+    assert float(found) == pytest.approx((1 - weight) * cross_entropy + weight * kl, rel=1e-5)
 
 
-def test_another_temperature_or_direction_is_another_value() -> None:
-    logits, teacher, _ = draws()
-    found = float(divergence(logits, teacher, 2))
+def test_another_direction_or_a_nudged_value_is_another_value() -> None:
+    logits, teacher, targets = draws()
+    found = float(divergence(logits, teacher))
+    nudged = teacher.clone()
+    nudged[3, 1] += 0.1
     for other in (
-        divergence(logits, teacher, 2.01),
-        divergence(logits, teacher, 2) / 4,
-        divergence(teacher, logits, 2),
+        divergence(teacher, logits),
+        divergence(logits, nudged),
+        divergence(logits / 2, teacher / 2),
     ):
-        assert found != pytest.approx(float(other), rel=1e-3)
+        assert found != pytest.approx(float(other), rel=1e-4)
+    found = float(distillation(logits, teacher, targets, 0.5))
+    other = distillation(logits, teacher, targets, 0.51)
+    assert found != pytest.approx(float(other), rel=1e-4)
 
 
 def test_torch_agrees_at_both_ends() -> None:
@@ -73,13 +108,9 @@ def test_torch_agrees_at_both_ends() -> None:
 
 
 def test_two_classes_by_hand() -> None:
-    """Student 1 : 1, teacher 3 : 1: ``3/4 log(3/2) + 1/4 log(1/2)``; from 9 : 1 at T = 2, by 4."""
-    logits = torch.zeros(1, 2)
-    expected = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
-    found = divergence(logits, torch.log(torch.tensor([[3.0, 1.0]])))
-    assert float(found) == pytest.approx(expected, rel=1e-6)
-    found = divergence(logits, torch.log(torch.tensor([[9.0, 1.0]])), temperature=2)
-    assert float(found) == pytest.approx(4 * expected, rel=1e-6)
+    """Student 1 : 1, teacher 3 : 1: ``3/4 log(3/2) + 1/4 log(1/2)``."""
+    found = divergence(torch.zeros(1, 2), torch.log(torch.tensor([[3.0, 1.0]])))
+    assert float(found) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), rel=1e-6)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
@@ -91,20 +122,19 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     assert logits.grad is not None and float(logits.grad.abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
-def test_the_gradient_pulls_towards_the_mixture(weight: float, temperature: float) -> None:
-    """It is ``(1 - w) (student - targets) + w T (student_T - teacher_T)`` over the batch."""
+def test_the_gradient_pulls_towards_the_mixture(weight: float) -> None:
+    """It is ``(1 - w) (student - targets) + w (student - teacher)`` over the batch."""
     logits, teacher, targets = draws(3)
     logits.requires_grad_()
-    distillation(logits, teacher, targets, weight, temperature).backward()
-    hard = logits.detach().softmax(dim=1) - targets
-    soft = (logits.detach() / temperature).softmax(dim=1) - (teacher / temperature).softmax(dim=1)
-    expected = ((1 - weight) * hard + weight * temperature * soft) / len(logits)
+    distillation(logits, teacher, targets, weight).backward()
+    student = logits.detach().softmax(dim=1)
+    soft = student - teacher.softmax(dim=1)
+    expected = ((1 - weight) * (student - targets) + weight * soft) / len(logits)
     torch.testing.assert_close(logits.grad, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_at_temperature_one_no_bit_has_changed_since_checkpoints_were_shipped() -> None:
+def test_no_bit_has_changed_since_checkpoints_were_shipped() -> None:
     """They are made again byte for byte; so value and gradient are those of this expression."""
     for seed in range(20):
         logits, teacher, targets = draws(seed)
@@ -151,10 +181,11 @@ class Never(LogitsObjective):
         raise AssertionError("the base was computed")
 
 
-def batch() -> Batch:
+def batch(temperature: float = 2.0) -> Batch:
+    """Mixed scenes, and the teacher of `draws` at a temperature."""
     _, teacher, scenes = draws(5)
     x = 2 * torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(6))
-    return Batch(x, scenes, torch.ones(6, 1), teacher)
+    return Batch(x, scenes, torch.ones(6, 1), softened(teacher, temperature))
 
 
 def test_labels_alone() -> None:
@@ -164,24 +195,139 @@ def test_labels_alone() -> None:
     assert float(found) == pytest.approx(cross_entropy, rel=1e-5)
 
 
-@pytest.mark.parametrize(("label_weight", "temperature"), [(0.02, 2.0), (0.5, 1.0), (0.0, 3.0)])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("label_weight", [0.0, 0.02, 0.5, 0.7, 1.0])
 def test_distillation_from_the_teacher_of_the_batch(
     label_weight: float, temperature: float
 ) -> None:
-    given, network = batch(), linear()
-    assert given.teacher is not None
-    parts = by_hand(network(given.x), given.teacher, given.scenes, temperature)
-    expected = label_weight * parts[0] + (1 - label_weight) * parts[1]
+    given, network = batch(temperature), linear()
+    cross_entropy, kl = by_hand(network(given.x), draws(5)[1], given.scenes, temperature)
+    assert abs(cross_entropy - kl) > 0.1, "the two can be told apart"
+    expected = label_weight * cross_entropy + (1 - label_weight) * kl
     found = DistillationObjective(label_weight, temperature)(network, given).detach()
     assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_classes_at_temperature_two_by_hand() -> None:
+    """Student 1 : 1, teacher 3 : 1 at T = 2: ``4 (3/4 log(3/2) + 1/4 log(1/2))``."""
+    given = Batch(torch.zeros(1), torch.eye(2)[:1], torch.ones(1, 1), torch.tensor([[0.75, 0.25]]))
+    found = DistillationObjective(0, 2).loss(torch.zeros(1, 2), given)
+    expected = 4 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_another_temperature_weight_or_teacher_is_another_value() -> None:
+    given, (logits, _, _) = batch(), draws()
+    assert given.teacher is not None
+    nudged = given.teacher.clone()
+    nudged[3] += torch.tensor([0.01, -0.01, 0, 0])
+    found = float(DistillationObjective(0.3, 2).loss(logits, given))
+    for other in (
+        DistillationObjective(0.3, 2.01).loss(logits, given),
+        DistillationObjective(0.31, 2).loss(logits, given),
+        DistillationObjective(0.3, 2).loss(logits, batch(2.01)),
+        DistillationObjective(0.3, 2).loss(logits, dataclasses.replace(given, teacher=nudged)),
+    ):
+        assert found != pytest.approx(float(other), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("label_weight", [0.0, 0.02, 0.6, 1.0])
+def test_its_gradient_pulls_towards_labels_and_teacher(
+    label_weight: float, temperature: float
+) -> None:
+    """It is ``w (student - scenes) + (1 - w) T (student_T - teacher)`` over the batch."""
+    given, (logits, _, _) = batch(temperature), draws(3)
+    logits.requires_grad_()
+    DistillationObjective(label_weight, temperature).loss(logits, given).backward()
+    hard = np.exp(log_softmax(logits)) - given.scenes.numpy()
+    soft = np.exp(log_softmax(logits, temperature)) - np.exp(log_softmax(draws(5)[1], temperature))
+    expected = (label_weight * hard + (1 - label_weight) * temperature * soft) / len(logits)
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_without_any_doubt_gives_finite_losses() -> None:
+    """A probability of exactly 0 counts nothing, in value and gradient."""
+    certain = softened(500 * torch.eye(4)[[0, 1, 2, 3, 0, 1]], 2)
+    assert set(certain.unique().tolist()) == {0.0, 1.0}
+    logits = draws()[0].requires_grad_()
+    found = DistillationObjective(0, 2).loss(logits, dataclasses.replace(batch(), teacher=certain))
+    found.backward()
+    expected = -4 * (certain.numpy() * log_softmax(logits, 2)).sum(axis=1).mean()
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
+# Mixtures
+
+
+def one_sided(classes: Tensor, count: int, gap: float) -> Tensor:
+    """Logits of a teacher that hears one class in each example, (N, count)."""
+    return gap * functional.one_hot(classes, count).float()
+
+
+def taught(given: Batch, temperature: float) -> np.ndarray:
+    """What a student that has learnt all of a batch says at T, (B, classes), by descent."""
+    assert given.teacher is not None
+    logits = torch.zeros_like(given.teacher).requires_grad_()
+    objective = DistillationObjective(0, temperature)
+    for _ in range(100):
+        (gradient,) = torch.autograd.grad(len(logits) * objective.loss(logits, given), logits)
+        with torch.no_grad():
+            logits -= 2 * gradient
+    return np.exp(log_softmax(logits, temperature))
+
+
+def test_a_mixture_of_two_sounds_is_taught_as_what_it_is() -> None:
+    """Each of two one-sided teachers with its weight, not sharper: the scenes show the weights.
+
+    At T = 2 a gap of 8 is 0.982 : 0.018: a mixture with w = 0.7 is 0.69 : 0.31. The mean of the
+    logits would be 0.83 : 0.17 there.
+    """
+    classes = torch.arange(512) % 2
+    given = Batch(
+        torch.zeros(512, 1, 1, 1),
+        functional.one_hot(classes, 2).float(),
+        torch.ones(512, 1),
+        softened(one_sided(classes, 2, 8), 2),
+    )
+    mixed = mix_up(given, 0.4, torch.Generator().manual_seed(0))
+    found, weights = taught(mixed, 2), mixed.scenes.numpy().astype(np.float64)
+    sure = 1 / (1 + np.exp(-4))
+    np.testing.assert_allclose(found, weights * sure + weights[:, ::-1] * (1 - sure), atol=1e-3)
+    assert np.abs(found - weights).max() < 0.02
+    minor = found.min(axis=1)
+    seven_tenths = np.abs(weights.max(axis=1) - 0.7) < 0.03
+    assert seven_tenths.sum() > 5 and (minor[seven_tenths] > 0.27).all()
+    geometric = log_softmax(torch.from_numpy(8 * weights), 2)
+    assert (np.exp(geometric).min(axis=1)[seven_tenths] < 0.22).all(), "logits would be told apart"
+
+
+def test_batches_of_a_training_set_teach_mixtures(
+    tiny_config: TinyConfig, tiny_windows: Windows
+) -> None:
+    """With teachers as good as certain, the mixed labels themselves."""
+    config = tiny_config()
+    teacher = softened(one_sided(torch.from_numpy(tiny_windows.labels), 3, 40), 2)
+    data = dataclasses.replace(training_set(config, tiny_windows), teacher=teacher)
+    generator = torch.Generator().manual_seed(0)
+    found = data.batch(np.arange(24), config.augment, generator)
+    assert found.teacher is not None
+    between = (found.scenes.amax(dim=1) < 0.9).sum()
+    assert between >= 4, "some were mixed with another class"
+    torch.testing.assert_close(found.teacher, found.scenes, rtol=0, atol=1e-6)
+
+
+# A float network as teacher
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("base", [LabelObjective(), DistillationObjective(0.02, 2.0)])
 def test_a_float_network_beside_any_base(base: LogitsObjective, weight: float) -> None:
     given, student, teacher = batch(), Counted(linear(1)), linear(2)
-    softened = by_hand(student(given.x), teacher(given.x), given.scenes)[1]
-    expected = (1 - weight) * float(base(student, given).detach()) + weight * softened
+    kl = by_hand(student(given.x), teacher(given.x), given.scenes)[1]
+    expected = (1 - weight) * float(base(student, given).detach()) + weight * kl
     student.passes = 0
     found = FloatTeacherObjective(base, teacher, weight)(student, given).detach()
     assert float(found) == pytest.approx(expected, rel=1e-5)
@@ -196,6 +342,15 @@ def test_at_its_ends_only_the_one_part_is_computed() -> None:
     assert teacher.passes == 1
     with pytest.raises(AssertionError, match="the base was computed"):
         FloatTeacherObjective(Never(), teacher, 0.5)(linear(1), given)
+
+
+def test_the_teacher_of_the_batch_is_heard_beside_a_float_network_but_at_weight_one() -> None:
+    given, student = batch(), linear(1)
+    other = dataclasses.replace(given, teacher=batch(4).teacher)
+    for weight, heard in ((0.5, True), (1.0, False)):
+        objective = FloatTeacherObjective(DistillationObjective(0.02, 2.0), linear(2), weight)
+        first, second = (objective(student, each).detach() for each in (given, other))
+        assert (float(first) != float(second)) is heard
 
 
 def test_the_float_network_is_neither_trained_nor_kept(tiny_network: Network) -> None:

@@ -23,7 +23,7 @@ def batch(size: int = 64) -> Batch:
         x=torch.randn(size, 2, 16, 12, generator=draws),
         scenes=torch.eye(size),
         devices=functional.one_hot(torch.randint(0, 4, (size,), generator=draws), 4).float(),
-        teacher=5 * torch.randn(size, 7, generator=draws),
+        teacher=(5 * torch.randn(size, 7, generator=draws)).softmax(dim=1),
     )
 
 
@@ -42,6 +42,7 @@ def test_everything_known_of_an_example_is_the_same_convex_combination() -> None
     ):
         assert mixed.dtype == torch.float32
         torch.testing.assert_close(mixed, weights @ values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.teacher.sum(dim=1), torch.ones(64))
     # Each example is the partner of exactly one.
     own = weights.diagonal()
     partners = (weights - torch.diag(own)).argmax(dim=1)[own < 0.999]

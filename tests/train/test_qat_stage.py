@@ -15,6 +15,7 @@ from tests.train.fitting import copied, same
 from tests.train.runs import EVERYTHING, SETTINGS, with_teachers
 from tests.train.stages import CPU, Bench, bench
 from train import checkpoint, loop, qat_checkpoint, qat_stage
+from train.config_file import CONFIG_FOLDER, load_config
 from train.data import over_windows
 from train.device import device_logits
 from train.evaluate import module_logits
@@ -71,7 +72,7 @@ def test_a_finished_stage_is_read_and_its_state_removed(tiny_devices: Path, tmp_
 def test_ranges_are_measured_on_so_many_clean_batches(
     tiny_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows in a random order of the seed, none twice, as the features are."""
+    """Windows of recordings as they are, in a random order of the seed, none twice."""
     seen: list[list[np.ndarray]] = []
 
     def noted(device: DeviceNetwork, batches: Any, seed: int) -> None:
@@ -89,16 +90,19 @@ def test_ranges_are_measured_on_so_many_clean_batches(
     windows = data.clean(np.arange(len(data.windows))).numpy()
     names = {window.tobytes(): number for number, window in enumerate(windows)}
     assert len(names) == len(windows)
+    assert (data.windows.variation > 0).sum() > 12, "others could be drawn"
     for batches in seen:
         assert [len(batch) for batch in batches] == [4, 4, 4]
         drawn = [names[window.tobytes()] for batch in batches for window in batch]
         assert len(set(drawn)) == 12 and drawn != sorted(drawn)
+        assert (data.windows.variation[drawn] == 0).all()
     assert [b.tobytes() for b in seen[0]] == [b.tobytes() for b in seen[1]]
 
 
 def test_a_small_set_is_calibrated_on_once(
-    tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_esc10: Path, tiny_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With variations, too, every window as recorded and no more."""
     sizes: list[int] = []
     calibrate = qat_stage.calibrate
 
@@ -108,23 +112,29 @@ def test_a_small_set_is_calibrated_on_once(
         calibrate(device, kept, seed)
 
     monkeypatch.setattr(qat_stage, "calibrate", noted)
-    settings = (*SETTINGS, "qat.epochs=0", "qat.calibration_batches=100", "qat.batch_size=5")
-    found = bench(tiny_esc10, tmp_path, settings)
+    more = ("qat.epochs=0", "qat.calibration_batches=100", "qat.batch_size=5")
+    found = bench(tiny_esc10, tmp_path / "plain", (*SETTINGS, *more))
     found.qat(float_model(found))
     assert sizes == [5, 5, 2]
+    sizes.clear()
+    found = bench(tiny_devices, tmp_path / "varied", (*PLAIN, *more))
+    found.qat(float_model(found))
+    assert sum(sizes) == len(found.prepared.plain) < len(found.prepared.train)
 
 
 @pytest.mark.parametrize("weight", ["0", "0.5", "1"])
 def test_the_objective_is_what_the_configuration_says(
     tiny_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: str
 ) -> None:
-    change = f"qat.float_teacher_weight={weight}"
+    change = ("distillation.temperature=3", f"qat.float_teacher_weight={weight}")
     for settings, base in (
-        ((*PLAIN, change), LabelObjective),
-        ((*with_teachers(tiny_devices), change), DistillationObjective),
+        ((*PLAIN, *change), LabelObjective),
+        ((*with_teachers(tiny_devices), *change), DistillationObjective),
     ):
         found = bench(tiny_devices, tmp_path / base.__name__, settings)
-        teacher = torch.zeros(len(found.prepared.train), 3)
+        teacher = torch.randn(
+            len(found.prepared.train), 3, generator=torch.Generator().manual_seed(1)
+        )
         _, stage, data = watched_fit(found, monkeypatch, teacher)
         objective = stage.objective
         if weight != "0":
@@ -133,7 +143,20 @@ def test_the_objective_is_what_the_configuration_says(
             objective = objective.base
         assert type(objective) is base
         assert not list(stage.objective.parameters()), "the float network is not trained"
-        assert data.teacher is teacher
+        if isinstance(objective, DistillationObjective):
+            assert objective.temperature == 3
+        expected = softmax(teacher.numpy().astype(np.float64) / 3)
+        np.testing.assert_allclose(data.teacher.numpy(), expected, rtol=1e-5)
+
+
+def test_teachers_of_shipped_configurations_still_teach() -> None:
+    """The float network leaves them a share of this stage's loss, and the labels of the rest."""
+    configs = [load_config(path.stem) for path in sorted(CONFIG_FOLDER.glob("*.toml"))]
+    taught = [config for config in configs if config.distillation.teachers]
+    assert taught
+    for config in taught:
+        assert config.qat_stage.float_teacher_weight < 1, config.name
+        assert config.distillation.label_weight < 1, config.name
 
 
 def test_it_trains_in_single_precision_and_uncompiled(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS
+from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, InputError
 from tests.train.runs import (
     EVERYTHING,
     SETTINGS,
@@ -25,7 +27,8 @@ from tests.train.stages import bench, source
 from train import checkpoint
 from train.__main__ import main
 from train.config_file import load_config
-from train.run import Console, run
+from train.datasets import load_dataset
+from train.run import Console, run, start
 
 # What is refused, and when
 
@@ -168,6 +171,26 @@ def test_bad_recordings_are_left_out_with_a_warning(
     before = contents(tmp_path / "out")
     assert main([*command, "--resume"]) == HOLDS
     assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_is_claimed_while_a_run_goes_on_and_free_if_nothing_came_of_it(
+    tiny_esc10: Path, tmp_path: Path
+) -> None:
+    config = load_config("esc10", SETTINGS)
+    dataset = load_dataset("esc10", tiny_esc10)
+    claim = start(config, dataset, 1, tmp_path, resume=False)
+    assert claim is not None
+    with claim:
+        for resume in (False, True):
+            with pytest.raises(InputError, match="in use by another process"):
+                start(config, dataset, 1, tmp_path, resume)
+    other = dataclasses.replace(config, seed=1)
+    with start(other, dataset, 2, tmp_path, resume=False) or nullcontext():
+        (tmp_path / "float-state.safetensors").touch()
+    with pytest.raises(InputError, match="already holds a run"):
+        start(other, dataset, 2, tmp_path, resume=False)
+    with pytest.raises(InputError, match="another config"):
+        start(config, dataset, 2, tmp_path, resume=True)
 
 
 def test_the_report_says_what_repeats_it(finished: Path) -> None:

@@ -184,7 +184,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any) -> str
 def test_a_factory_gives_a_module_for_evaluation(module: str) -> None:
     found = load_factory(f"{module}:linear", SHAPE, CLASSES)
     assert not any(m.training for m in found.modules())
-    assert not any(p.requires_grad for p in found.parameters())
+    assert all(p.requires_grad for p in found.parameters()), "none is frozen for it"
     assert found(torch.ones(5, *SHAPE)).shape == (5, CLASSES)
 
 

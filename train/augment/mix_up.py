@@ -10,8 +10,8 @@ from train.objective import Batch
 def mix_up(batch: Batch, alpha: float, generator: torch.Generator) -> Batch:
     """``w X_i + (1 - w) X_j`` with one w ~ Beta(alpha, alpha) an example; 0 switches it off.
 
-    Input, scenes, devices and teacher's logits are mixed alike. The second batch X_j is the
-    shuffled batch X_i in another order, which is as good as another one from the shuffled data
+    Input, scenes, devices and the teacher's probabilities are mixed alike. The second batch X_j is
+    the shuffled batch X_i in another order, which is as good as another one from the shuffled data
     and costs no second reading; features are mixed rather than samples. Zhang et al., "mixup:
     beyond empirical risk minimization", 2017, equation 1; section 2.1 of the report.
     """

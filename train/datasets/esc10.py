@@ -37,4 +37,4 @@ def read(folder: Path) -> Dataset:
     ordered = tuple(labels[i] for i in range(len(labels)))
     if len(set(ordered)) < len(ordered):
         raise InputError(f"{str(index)!r} gives two labels one name: {ordered}; restore the file")
-    return Dataset("ESC-10", ordered, tuple(recordings))
+    return Dataset("ESC-10", ordered, tuple(recordings), same_folds=("ESC-10-Devices",))

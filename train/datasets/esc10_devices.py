@@ -46,4 +46,6 @@ def read(folder: Path) -> Dataset:
         for clip in clips.recordings
         for device, response in responses.items()
     )
-    return Dataset("ESC-10-Devices", clips.labels, recordings, frozenset(unseen))
+    return Dataset(
+        "ESC-10-Devices", clips.labels, recordings, frozenset(unseen), same_folds=(clips.name,)
+    )
