@@ -113,7 +113,7 @@ def test_folds_of_other_recordings_are_refused(
 ) -> None:
     """The same labels and fold numbers, and yet it may have heard these recordings."""
     other = dataclasses.replace(dataset, name="mine", same_folds=())
-    with pytest.raises(InputError, match="trained on 'ESC-10-Devices'.*nothing of mine"):
+    with pytest.raises(InputError, match=r"trained on 'ESC-10-Devices'.*nothing of mine"):
         assess(run_of_devices / file, other, None, source(), no_warning)
     same = dataclasses.replace(other, same_folds=("ESC-10-Devices",))
     assert assess(run_of_devices / file, same, None, source(), no_warning).dataset == "mine"

@@ -132,9 +132,8 @@ def test_the_objective_is_what_the_configuration_says(
         ((*with_teachers(tiny_devices), *change), DistillationObjective),
     ):
         found = bench(tiny_devices, tmp_path / base.__name__, settings)
-        teacher = torch.randn(
-            len(found.prepared.train), 3, generator=torch.Generator().manual_seed(1)
-        )
+        generator = torch.Generator().manual_seed(1)
+        teacher = torch.randn(len(found.prepared.train), 3, generator=generator)
         _, stage, data = watched_fit(found, monkeypatch, teacher)
         objective = stage.objective
         if weight != "0":
@@ -150,7 +149,7 @@ def test_the_objective_is_what_the_configuration_says(
 
 
 def test_teachers_of_shipped_configurations_still_teach() -> None:
-    """The float network leaves them a share of this stage's loss, and the labels of the rest."""
+    """The float network leaves a share of this stage's loss, the labels some of that share."""
     configs = [load_config(path.stem) for path in sorted(CONFIG_FOLDER.glob("*.toml"))]
     taught = [config for config in configs if config.distillation.teachers]
     assert taught
