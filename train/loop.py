@@ -43,7 +43,8 @@ class Epoch:
     """What one epoch gave: mean loss on augmented batches, last learning rate, seconds.
 
     ``validation_loss`` (the stage's own), ``validation_accuracy`` and ``validation_log_loss`` are
-    those of windows held out, where the stage validates.
+    those of windows held out, where the stage validates. ``examples_per_second`` is the rate of the
+    pass alone, without the validation.
     """
 
     stage: str
@@ -55,6 +56,7 @@ class Epoch:
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     validation_log_loss: float | None = None
+    examples_per_second: float | None = None
 
 
 def learning_rate(config: OptimizerConfig, progress: float) -> float:
@@ -99,7 +101,8 @@ def fit(
     distributed.barrier()  # every process has read the state before one writes it
     for number in range(progress.epochs_done, stage.optimizer.epochs):
         started = time.perf_counter()
-        loss, rate = _epoch(step, trained, data, config, stage, number)
+        loss, rate, examples = _epoch(step, trained, data, config, stage, number)
+        speed = examples / (time.perf_counter() - started)
         if not (math.isfinite(loss) and _is_finite(step)):
             section = stage.name.partition("-")[0]  # of teacher-1: teacher
             raise InputError(
@@ -113,7 +116,8 @@ def fit(
         figures = dataclasses.astuple(score) if score else ()
         epochs = stage.optimizer.epochs
         # Told before it counts as done: a run that is killed in between tells it again.
-        report(Epoch(stage.name, number + 1, epochs, loss, rate, seconds, *figures))
+        epoch = Epoch(stage.name, number + 1, epochs, loss, rate, seconds, *figures)
+        report(dataclasses.replace(epoch, examples_per_second=speed))
         keep(trained, state_file, stage.name, identity, progress)
     if progress.best is not None:
         load_module(module, progress.best, "best epoch")
@@ -139,8 +143,8 @@ def _epoch(
     config: Config,
     stage: Stage,
     number: int,
-) -> tuple[float, float]:
-    """One pass; returns the mean loss and the last learning rate."""
+) -> tuple[float, float, int]:
+    """One pass; returns the mean loss, the last learning rate, and how many examples it saw."""
     entropy = [config.seed, *stage.name.encode(), number]
     seeds = np.random.SeedSequence(entropy).generate_state(2)
     torch.manual_seed(int(seeds[0]) + distributed.rank())  # dropout
@@ -165,7 +169,7 @@ def _epoch(
         trained.optimizer.step()
         total += loss.detach() * (own.stop - own.start)
         seen += len(index)
-    return distributed.summed(total).item() / seen, rate
+    return distributed.summed(total).item() / seen, rate, seen
 
 
 def _is_finite(module: nn.Module) -> bool:

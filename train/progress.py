@@ -55,18 +55,43 @@ def _lines(items: Iterable[Item], title: str, total: int, stream: TextIO) -> Ite
 class EpochLog:
     """Every epoch as a plain line, a line of ``epochs.jsonl``, and TensorBoard scalars.
 
-    A resumed run continues the file: epochs it does again replace those that are there.
+    On a terminal a bar stands below the lines. A resumed run continues the file: epochs it does
+    again replace those that are there.
     """
 
     def __init__(self, quiet: bool, out: Path) -> None:
         self._quiet, self._out = quiet, out
         self._seconds: dict[str, list[float]] = {}
+        self._bar: Any = None
 
     def __call__(self, epoch: Epoch) -> None:
         if not self._quiet:
-            print(self._line(epoch), file=sys.stderr, flush=True)
+            line = self._line(epoch)
+            if sys.stderr.isatty():
+                self._show(epoch, line)
+            else:
+                print(line, file=sys.stderr, flush=True)
         self._to_file(epoch)
         self._to_tensorboard(epoch)
+
+    def _show(self, epoch: Epoch, line: str) -> None:
+        """The line, and the bar of its stage below it until the last epoch."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=epoch.epochs,
+                initial=epoch.number - 1,
+                desc=epoch.stage,
+                unit="epoch",
+                leave=False,
+                file=sys.stderr,
+            )
+        self._bar.write(line, file=sys.stderr)
+        self._bar.update()
+        if epoch.number == epoch.epochs:
+            self._bar.close()
+            self._bar = None
 
     def _line(self, epoch: Epoch) -> str:
         times = self._seconds.setdefault(epoch.stage, [])
@@ -78,9 +103,10 @@ class EpochLog:
                 f"validation {epoch.validation_accuracy:.2%} "
                 f"log-loss {epoch.validation_log_loss:.3f}  "
             )
+        speed = f"{epoch.examples_per_second:,.0f}/s  " if epoch.examples_per_second else ""
         return (
             f"{epoch.stage:<9} epoch {epoch.number:>4}/{epoch.epochs}  loss {epoch.loss:.4f}  "
-            f"rate {epoch.learning_rate:.2e}  {held_out}{epoch.seconds:5.1f} s  "
+            f"rate {epoch.learning_rate:.2e}  {held_out}{epoch.seconds:5.1f} s  {speed}"
             f"left {left / 60:5.1f} min"
         )
 
@@ -98,7 +124,13 @@ class EpochLog:
 
         values: dict[str, Any] = vars(epoch)
         writer = SummaryWriter(str(self._out / TENSORBOARD_FOLDER / epoch.stage))
-        for name in ("loss", "learning_rate", "validation_loss", "validation_accuracy"):
+        for name in (
+            "loss",
+            "learning_rate",
+            "validation_loss",
+            "validation_accuracy",
+            "examples_per_second",
+        ):
             if values[name] is not None:
                 writer.add_scalar(name, values[name], epoch.number)
         writer.close()

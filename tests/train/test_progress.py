@@ -30,6 +30,25 @@ class Terminal(io.StringIO):
         return True
 
 
+# Epochs on a terminal
+
+
+def test_a_terminal_shows_lines_above_a_bar_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log = EpochLog(False, tmp_path)
+    for number in (1, 2, 3):
+        log(dataclasses.replace(EPOCH, number=number, examples_per_second=1234.4))
+    shown = stream.getvalue()
+    lines = [line.split("\r")[-1] for line in shown.split("\n")]
+    told = [line for line in lines if "loss 1.2500" in line]
+    assert len(told) == 3 and all("1,234/s" in line and "left" in line for line in told)
+    assert "1/3" in shown and "float:" in shown, "the bar"
+    assert shown.split("\r")[-2].strip() == "", "which is gone at the end"
+
+
 # Iterations
 
 
