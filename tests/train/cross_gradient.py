@@ -33,7 +33,7 @@ def batch(size: int = 8) -> Batch:
         return w * first + (1 - w) * second
 
     x = torch.randn(size, *SHAPE, generator=draws)
-    teacher = 2 * torch.randn(size, CLASSES, generator=draws)
+    teacher = (2 * torch.randn(size, CLASSES, generator=draws)).softmax(dim=1)
     return Batch(x, mixed(CLASSES), mixed(DEVICES), teacher)
 
 
