@@ -83,7 +83,8 @@ def lasting(folder: Path) -> dict[str, bytes]:
     """
     found = contents(folder)
     lines = [json.loads(line) for line in found.pop("epochs.jsonl").splitlines()]
-    epochs = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    timed = ("seconds", "examples_per_second")
+    epochs = [{k: v for k, v in line.items() if k not in timed} for line in lines]
     found["epochs.jsonl"] = json.dumps(epochs).encode()
     # A kill in the middle of writing leaves a temporary file, whose name begins with a dot.
     return {
