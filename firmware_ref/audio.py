@@ -107,7 +107,8 @@ def _mixed_down(what: str, sound: Any) -> np.ndarray:
     while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
         if not np.isfinite(block).all():
             raise InputError(f"{what} holds NaN or infinite samples; export it again")
-        blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float64)
+        blocks.append(mono.astype(np.float32))
     decoded = sum(map(len, blocks))
     if not decoded or decoded < sound.frames:
         raise InputError(

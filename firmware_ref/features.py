@@ -128,9 +128,11 @@ def log_mel(
             power = spectrum.real**2 + spectrum.imag**2
             if gain is not None:
                 power *= np.square(gain, dtype=np.float64)
+            energies = np.empty((len(power), definition.mel_bands))
             for bands, bins, filters in blocks:
-                energies = power[:, bins] @ filters
-                result[bands, part] = np.log(energies + definition.log_floor).T
+                energies[:, bands] = power[:, bins] @ filters
+            energies += definition.log_floor
+            result[:, part] = np.log(energies, out=energies).T
     return out.reshape(*lead, *out.shape[1:])
 
 
