@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from train.config import Config
 from train.data import Source
@@ -18,8 +19,8 @@ ALL = "all techniques"
 Without = Callable[[Config], Config]
 
 
-def _augment(**off: float) -> Without:
-    return lambda config: replace(config, augment=replace(config.augment, **off))  # type: ignore[arg-type]
+def _augment(**off: Any) -> Without:
+    return lambda config: replace(config, augment=replace(config.augment, **off))
 
 
 TECHNIQUES: Mapping[str, Without] = {

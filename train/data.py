@@ -13,7 +13,15 @@ from firmware_ref.errors import InputError
 from firmware_ref.features import FeatureDefinition, stack_deltas
 from firmware_ref.frontend import network_input
 from train.dataset import Recording
-from train.extract import BadRecordings, Cut, Extracted, Progress, Variation, extract, no_progress
+from train.extract import (
+    BadRecordingsError,
+    Cut,
+    Extracted,
+    Progress,
+    Variation,
+    extract,
+    no_progress,
+)
 
 # Windows whose features are held in memory at once.
 CHUNK = 1024
@@ -148,11 +156,11 @@ class Source:
     def usable(
         self, recordings: Sequence[Recording], cut: Cut, warn: Callable[[str], None]
     ) -> list[Recording]:
-        """Recordings that can be read; `BadRecordings` for others unless they are to be skipped."""
+        """Recordings that can be read; others raise `BadRecordingsError`, or are skipped."""
         kept = list(recordings)
         try:
             self.extract(kept, cut)
-        except BadRecordings as error:
+        except BadRecordingsError as error:
             if not self.skip_bad:
                 raise
             kept = [r for i, r in enumerate(recordings) if i not in error.reasons]

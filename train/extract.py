@@ -76,7 +76,7 @@ class Extracted:
     entries: tuple[Entry, ...]
 
 
-class BadRecordings(InputError):  # noqa: N818 - it reads as what it is
+class BadRecordingsError(InputError):
     """Recordings that cannot be used, by place in the list, each with the reason."""
 
     def __init__(self, reasons: Mapping[int, str], total: int) -> None:
@@ -98,7 +98,7 @@ def extract(
 ) -> Extracted:
     """Windows of every recording, from the cache where they are in it.
 
-    Raises `BadRecordings` where some are missing or damaged, after all others were extracted.
+    Raises `BadRecordingsError` where some are missing or damaged, after all others were extracted.
     """
     recipe = {
         "features": definition.to_dict(),
@@ -120,7 +120,7 @@ def extract(
                     found.add(keys[i], *result)
         if not bad:
             return Extracted(found.windows(), tuple(found.entries[key] for key in keys.values()))
-    raise BadRecordings(dict(sorted(bad.items())), len(recordings))
+    raise BadRecordingsError(dict(sorted(bad.items())), len(recordings))
 
 
 def _keys(

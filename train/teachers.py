@@ -124,16 +124,6 @@ def average(tables: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(np.stack(tables), axis=0, dtype=np.float64).astype(np.float32)
 
 
-def onnx_logits(
-    path: str | Path, inputs: np.ndarray, classes: int, batch_size: int = 64
-) -> np.ndarray:
-    """An ONNX model's (N, classes) float32 logits of (N, C, F, T) float32 network input.
-
-    Raises what `load_onnx` and what it returns raise.
-    """
-    return load_onnx(path, inputs.shape[1:], classes, batch_size)(inputs)
-
-
 def load_onnx(
     path: str | Path, shape: tuple[int, ...], classes: int, batch_size: int = 64
 ) -> Callable[[np.ndarray], np.ndarray]:

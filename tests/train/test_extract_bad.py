@@ -19,7 +19,7 @@ from tests.train.trees import DEFINITION, RATE_HZ, noise, noise_recordings, reco
 from train import extract as extraction
 from train.data import Source
 from train.dataset import Recording
-from train.extract import BadRecordings, Cut
+from train.extract import BadRecordingsError, Cut
 
 
 def truncated(path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_bad_recording_is_named_and_counted(
     path = tmp_path / "bad.wav"
     make(path)
     clips.insert(1, recording(path))
-    with pytest.raises(BadRecordings) as caught:
+    with pytest.raises(BadRecordingsError) as caught:
         extracted(clips, tmp_path / "cache")
     assert list(caught.value.reasons) == [1]
     assert repr(str(path)) in caught.value.reasons[1] and reason in caught.value.reasons[1]
@@ -82,7 +82,7 @@ def test_every_bad_recording_is_named_and_the_others_are_computed(
     bad = {i for i, clip in enumerate(clips) if clip.name.startswith("bad")}
     for lot in (16, 2):  # in this process, and in others
         monkeypatch.setattr(extraction, "LOT", lot)
-        with pytest.raises(BadRecordings) as caught:
+        with pytest.raises(BadRecordingsError) as caught:
             extracted(clips, tmp_path / f"cache{lot}")
         reasons = caught.value.reasons
         assert list(reasons) == sorted(bad)
@@ -99,7 +99,7 @@ def test_bad_recordings_of_equal_content_are_named_one_by_one(
     for name in ("x.wav", "y.wav"):
         (tmp_path / name).write_bytes(b"RIFF")
         clips.append(recording(tmp_path / name))
-    with pytest.raises(BadRecordings, match="2 of 6") as caught:
+    with pytest.raises(BadRecordingsError, match="2 of 6") as caught:
         extracted(clips, tmp_path / "cache")
     assert "x.wav" in caught.value.reasons[4] and "y.wav" in caught.value.reasons[5]
 
@@ -116,7 +116,7 @@ def test_a_bad_impulse_response_is_named(
     if samples is not None:
         wav(response, samples)
     clips[2] = dataclasses.replace(clips[2], response=response)
-    with pytest.raises(BadRecordings, match="1 of 4") as caught:
+    with pytest.raises(BadRecordingsError, match="1 of 4") as caught:
         extracted(clips, tmp_path / "cache")
     assert "ir.wav'" in caught.value.reasons[2] and message in caught.value.reasons[2]
 
@@ -127,7 +127,7 @@ def test_sound_near_the_limit_of_float32_never_becomes_nan(tmp_path: Path) -> No
     found = extracted([clip], tmp_path / "cache", Cut(dtype="float16"))
     assert np.isfinite(found.log_mels).all()
     through = dataclasses.replace(clip, response=wav(tmp_path / "ir.wav", np.ones(1000)))
-    with pytest.raises(BadRecordings, match=r"a\.wav' is too loud to compute with"):
+    with pytest.raises(BadRecordingsError, match=r"a\.wav' is too loud to compute with"):
         extracted([through], tmp_path / "cache")
 
 

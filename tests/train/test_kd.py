@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from firmware_ref.arch import Network
 from tests.train.conftest import TinyConfig
+from tests.train.distilling import batch, by_hand, draws, linear, log_softmax
 from tests.train.fitting import training_set
 from train.augment.mix_up import mix_up
 from train.data import Windows
 from train.kd import (
     DistillationObjective,
-    FloatTeacherObjective,
     distillation,
     divergence,
     softened,
 )
-from train.model import build_model
-from train.objective import Batch, LabelObjective, LogitsObjective
-
-
-def draws(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, teacher's logits and mixed targets, (6, 4)."""
-    generator = torch.Generator().manual_seed(seed)
-    logits, teacher, other = (2 * torch.randn(6, 4, generator=generator) for _ in range(3))
-    return logits, teacher, other.softmax(dim=1)
-
-
-def log_softmax(x: Tensor, temperature: float = 1.0) -> np.ndarray:
-    values = x.detach().numpy().astype(np.float64) / temperature
-    return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
-
-
-def by_hand(
-    logits: Tensor, teacher: Tensor, targets: Tensor, temperature: float = 1.0
-) -> tuple[float, float]:
-    """Cross-entropy with the targets, and T^2 KL(teacher || student); means over the batch.
-
-    ``teacher`` are logits.
-    """
-    cross_entropy = -(targets.numpy() * log_softmax(logits)).sum(axis=1).mean()
-    student, wanted = log_softmax(logits, temperature), log_softmax(teacher, temperature)
-    kl = (np.exp(wanted) * (wanted - student)).sum(axis=1).mean()
-    return float(cross_entropy), float(temperature**2 * kl)
-
+from train.objective import Batch, LabelObjective
 
 # The functions
 
@@ -154,38 +125,6 @@ def test_no_bit_has_changed_since_checkpoints_were_shipped() -> None:
 
 
 # The objectives
-
-
-def linear(seed: int = 0) -> nn.Module:
-    """(B, 3, 2, 2) to 4 logits."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
-
-
-class Counted(nn.Module):
-    """A network that counts its passes."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.passes = network, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
-        return self.network(x)
-
-
-class Never(LogitsObjective):
-    """A base that is not to be computed."""
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        raise AssertionError("the base was computed")
-
-
-def batch(temperature: float = 2.0) -> Batch:
-    """Mixed scenes, and the teacher of `draws` at a temperature."""
-    _, teacher, scenes = draws(5)
-    x = 2 * torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(6))
-    return Batch(x, scenes, torch.ones(6, 1), softened(teacher, temperature))
 
 
 def test_labels_alone() -> None:
@@ -317,105 +256,3 @@ def test_batches_of_a_training_set_teach_mixtures(
     between = (found.scenes.amax(dim=1) < 0.9).sum()
     assert between >= 4, "some were mixed with another class"
     torch.testing.assert_close(found.teacher, found.scenes, rtol=0, atol=1e-6)
-
-
-# A float network as teacher
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("base", [LabelObjective(), DistillationObjective(0.02, 2.0)])
-def test_a_float_network_beside_any_base(base: LogitsObjective, weight: float) -> None:
-    given, student, teacher = batch(), Counted(linear(1)), linear(2)
-    kl = by_hand(student(given.x), teacher(given.x), given.scenes)[1]
-    expected = (1 - weight) * float(base(student, given).detach()) + weight * kl
-    student.passes = 0
-    found = FloatTeacherObjective(base, teacher, weight)(student, given).detach()
-    assert float(found) == pytest.approx(expected, rel=1e-5)
-    assert student.passes == 1
-
-
-def test_at_its_ends_only_the_one_part_is_computed() -> None:
-    given, teacher = batch(), Counted(linear(2))
-    FloatTeacherObjective(LabelObjective(), teacher, 0.0)(linear(1), given)
-    assert teacher.passes == 0
-    FloatTeacherObjective(Never(), teacher, 1.0)(linear(1), given)
-    assert teacher.passes == 1
-    with pytest.raises(AssertionError, match="the base was computed"):
-        FloatTeacherObjective(Never(), teacher, 0.5)(linear(1), given)
-
-
-def test_the_teacher_of_the_batch_is_heard_beside_a_float_network_but_at_weight_one() -> None:
-    given, student = batch(), linear(1)
-    other = dataclasses.replace(given, teacher=batch(4).teacher)
-    for weight, heard in ((0.5, True), (1.0, False)):
-        objective = FloatTeacherObjective(DistillationObjective(0.02, 2.0), linear(2), weight)
-        first, second = (objective(student, each).detach() for each in (given, other))
-        assert (float(first) != float(second)) is heard
-
-
-def test_the_float_network_is_neither_trained_nor_kept(tiny_network: Network) -> None:
-    torch.manual_seed(0)
-    teacher, student = build_model(tiny_network).train(), build_model(tiny_network).train()
-    before = copy.deepcopy(teacher.state_dict())
-    objective = FloatTeacherObjective(LabelObjective(), teacher, 0.5)
-    objective.train()
-    x = torch.randn(4, 3, 32, 20)
-    found = objective(student, Batch(x, torch.eye(4)[:, :3], torch.ones(4, 1)))
-    found.backward()
-    assert not teacher.training, "dropout and batch statistics are off"
-    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
-    assert all(p.grad is not None for p in student.parameters())
-    assert not list(objective.parameters()) and not objective.state_dict()
-
-
-class Half(nn.Module):
-    """A network whose logits are bfloat16, as autocast on a GPU makes them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).bfloat16()
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [
-        LabelObjective(),
-        DistillationObjective(0.02, 3.0),
-        FloatTeacherObjective(LabelObjective(), Half(linear(2)), 0.5),
-    ],
-    ids=["labels", "teacher", "float teacher"],
-)
-def test_losses_of_bfloat16_logits_are_computed_in_float32(objective: LogitsObjective) -> None:
-    given, student = batch(), linear(1)
-    found = objective(Half(student), given)
-    assert found.dtype == torch.float32
-    rounded = student(given.x).bfloat16().float()
-    if isinstance(objective, FloatTeacherObjective):
-        teacher = linear(2)(given.x).bfloat16().float()
-        assert torch.equal(found, distillation(rounded, teacher, given.scenes, 0.5))
-    else:
-        assert torch.equal(found, objective.loss(rounded, given))
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [
-        LabelObjective(),
-        DistillationObjective(0.02, 2.0),
-        FloatTeacherObjective(LabelObjective(), linear(2), 0.5),
-    ],
-)
-def test_under_autocast_the_loss_is_of_float32(objective: LogitsObjective) -> None:
-    network, given = linear(1), batch()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert network(given.x).dtype == torch.bfloat16
-        found = objective(network, given)
-    assert found.dtype == torch.float32
-    found.backward()
-    value, plain = found.detach(), objective(network, given).detach()
-    assert float(value) == pytest.approx(float(plain), rel=0.02)
-    assert float(value) != float(value.bfloat16()), "not rounded to three digits on the way"

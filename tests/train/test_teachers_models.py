@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests.train.refusals import refused
-from train.teachers import load_factory, load_onnx, onnx_logits
+from train.teachers import load_factory, load_onnx
 
 CLASSES = 3
 SHAPE = (2, 4, 5)
@@ -62,13 +62,18 @@ def inputs(rng: np.random.Generator) -> np.ndarray:
     return rng.standard_normal((7, *SHAPE)).astype(np.float32)
 
 
+def logits(path: Path, inputs: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """What the model of a file makes of inputs."""
+    return load_onnx(path, inputs.shape[1:], CLASSES, batch_size)(inputs)
+
+
 @pytest.mark.parametrize("batch", ["batch", None, 1, 3, 7, 10])
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_a_model_is_run_over_all_examples(
     tmp_path: Path, inputs: np.ndarray, batch: int | str | None, batch_size: int
 ) -> None:
     matrix = write_onnx(tmp_path / "m.onnx", batch)
-    found = onnx_logits(tmp_path / "m.onnx", inputs, CLASSES, batch_size)
+    found = logits(tmp_path / "m.onnx", inputs, batch_size)
     expected = inputs.reshape(7, -1).astype(np.float64) @ matrix
     assert found.dtype == np.float32 and found.shape == (7, CLASSES)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -81,17 +86,17 @@ def test_inputs_in_another_order_of_memory_or_none_at_all(
     tmp_path: Path, inputs: np.ndarray
 ) -> None:
     write_onnx(tmp_path / "m.onnx", shape=("c", "f", "t"))
-    expected = onnx_logits(tmp_path / "m.onnx", inputs, CLASSES)
+    expected = logits(tmp_path / "m.onnx", inputs)
     last = np.ascontiguousarray(inputs.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert not last.flags.c_contiguous
-    assert np.array_equal(onnx_logits(tmp_path / "m.onnx", last, CLASSES), expected)
-    assert onnx_logits(tmp_path / "m.onnx", inputs[:0], CLASSES).shape == (0, CLASSES)
+    assert np.array_equal(logits(tmp_path / "m.onnx", last), expected)
+    assert logits(tmp_path / "m.onnx", inputs[:0]).shape == (0, CLASSES)
 
 
 def test_a_model_is_loaded_once_for_many_calls(tmp_path: Path, inputs: np.ndarray) -> None:
     write_onnx(tmp_path / "m.onnx")
     run = load_onnx(tmp_path / "m.onnx", SHAPE, CLASSES)
-    whole = onnx_logits(tmp_path / "m.onnx", inputs, CLASSES)
+    whole = logits(tmp_path / "m.onnx", inputs)
     (tmp_path / "m.onnx").unlink()
     parts = np.concatenate([run(inputs[:3]), run(inputs[3:])])
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
@@ -114,17 +119,17 @@ def test_a_model_that_does_not_fit_is_refused(
 ) -> None:
     path = tmp_path / "m.onnx"
     write_onnx(path, **options)
-    refused(lambda: onnx_logits(path, inputs, CLASSES), message, f"ONNX teacher {str(path)!r}")
+    refused(lambda: logits(path, inputs), message, f"ONNX teacher {str(path)!r}")
 
 
 def test_what_onnxruntime_refuses_is_refused(
     tmp_path: Path, inputs: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "m.onnx"
-    refused(lambda: onnx_logits(path, inputs, CLASSES), "cannot be read")
+    refused(lambda: logits(path, inputs), "cannot be read")
     for content in (b"", b"no model" * 20):
         path.write_bytes(content)
-        refused(lambda: onnx_logits(path, inputs, CLASSES), "cannot be loaded", "export it anew")
+        refused(lambda: logits(path, inputs), "cannot be loaded", "export it anew")
     # A reshape to another number of examples.
     write_onnx(path)
     model = onnx.load(str(path))
@@ -132,7 +137,7 @@ def test_what_onnxruntime_refuses_is_refused(
     model.graph.node[0].input.append("size")
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, FEATURES]), "size"))
     path.write_bytes(model.SerializeToString())
-    refused(lambda: onnx_logits(path, inputs, CLASSES), "cannot be run", "export it anew")
+    refused(lambda: logits(path, inputs), "cannot be run", "export it anew")
     assert capfd.readouterr().err == ""
 
 
