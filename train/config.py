@@ -123,14 +123,16 @@ class QatConfig:
     """Quantisation-aware training after the float stage.
 
     Activation ranges are measured on ``calibration_batches`` augmentation-free training batches,
-    then learned at ``range_learning_rate``; 0 fixes them. ``float_teacher_weight`` is the share of
-    the loss that compares with the float network's output, the rest being that of the labels and
-    teachers.
+    then learned at ``range_learning_rate`` (0 fixes them) until the last ``frozen_range_epochs``,
+    in which weights alone learn, on the grids they are deployed with. ``float_teacher_weight`` is
+    the share of the loss that compares with the float network's output, the rest being that of the
+    labels and teachers.
     """
 
     optimizer: OptimizerConfig
     calibration_batches: int = 16
     range_learning_rate: float = 1e-2
+    frozen_range_epochs: int = 0
     float_teacher_weight: float = 1.0
 
 

@@ -40,6 +40,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "time_mask_frames": (0, 44),
     "calibration_batches": (1, 100_000),
     "range_learning_rate": (0, 1),
+    "frozen_range_epochs": (0, 100_000),
     "float_teacher_weight": (0, 1),
     "time_warp_frames": (0, 20),
     "pitch_shift_semitones": (-12, 12),

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import joblib
 import numpy as np
+import scipy.fft
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from firmware_ref.audio import is_active, read_audio, windows
@@ -25,6 +26,8 @@ from train.pitch_shift import pitch_shift
 
 # What a worker takes at once; fewer recordings than two such lots are not worth starting workers.
 LOT = 16
+# What is kept in it is computed in single precision: its steps are a thousand times as large.
+HALF = "float16"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,7 +45,8 @@ class Cut:
     """How a recording becomes windows, and how exactly they are kept.
 
     Without ``hop_samples``: the deployed cut, every window. Training windows may be kept in half
-    precision; figures come from single precision, as the device computes it.
+    precision, and are then computed in single; figures come from the definition itself, in double,
+    kept in single.
     """
 
     hop_samples: int | None = None
@@ -169,7 +173,12 @@ class _Task:
             samples = pitch_shift(samples, self.variation.semitones, definition.sample_rate_hz)
         parts = windows(samples, definition, self.cut.hop_samples)
         gain = self.variation.gains.get(recording.device)
-        return log_mel(parts, definition, gain).astype(self.cut.dtype), is_active(parts)
+        quick = self.cut.dtype == HALF
+        if quick:
+            log_mels = log_mel(parts, definition, gain, np.float32, scipy.fft.rfft)
+        if not (quick and np.isfinite(log_mels).all()):
+            log_mels = log_mel(parts, definition, gain)  # near the limits of single precision too
+        return log_mels.astype(self.cut.dtype), is_active(parts)
 
 
 def heard(recording: Recording, definition: FeatureDefinition) -> np.ndarray:

@@ -26,14 +26,16 @@ from train.state import Score, Trained, keep, load_module, restore
 class Stage:
     """One optimisation: its name, optimiser, objective, and how an epoch is chosen.
 
-    ``range_learning_rate`` is that of a `train.qat.DeviceNetwork`'s ranges. Without ``validate``
-    the last epoch is kept, with it the best, unless the optimiser's ``keep`` says the last.
+    ``range_learning_rate`` is that of a `train.qat.DeviceNetwork`'s ranges, which stay as they are
+    in the last ``frozen_range_epochs``. Without ``validate`` the last epoch is kept, with it the
+    best, unless the optimiser's ``keep`` says the last.
     """
 
     name: str
     optimizer: OptimizerConfig
     objective: Objective
     range_learning_rate: float = 0.0
+    frozen_range_epochs: int = 0
     validate: Callable[[], Score] | None = None
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
@@ -153,12 +155,13 @@ def _epoch(
     steps = max(len(order) // stage.optimizer.batch_size, 1)
     step.train()
     half = stage.compute.precision == "bfloat16"
+    frozen = number >= stage.optimizer.epochs - stage.frozen_range_epochs
     total, rate = torch.zeros((), device=data.device, dtype=torch.float64), 0.0
     seen = 0
     for place, index in enumerate(np.array_split(order, steps)):
         rate = learning_rate(stage.optimizer, number + place / steps)
         for group in trained.optimizer.param_groups:
-            group["lr"] = rate * group["rate_factor"]
+            group["lr"] = 0.0 if frozen and group["ranges"] else rate * group["rate_factor"]
         index = distributed.divisible(index)
         own = distributed.share(len(index))
         batch = data.batch(index, config.augment, generator).part(own)

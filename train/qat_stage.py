@@ -71,6 +71,7 @@ def qat_stage(
         qat.optimizer,
         objective,
         qat.range_learning_rate,
+        qat.frozen_range_epochs,
         _validator(config, device, float_model, prepared),
         replace(config.compute, precision=ComputeConfig.precision, compile=False),
     )

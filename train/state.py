@@ -81,9 +81,10 @@ def _optimizer(
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
-        {"params": ranges, "weight_decay": 0.0, "rate_factor": factor},
+        {"params": ranges, "weight_decay": 0.0, "rate_factor": factor, "ranges": True},
     ]
-    groups = [{"rate_factor": 1.0, **group} for group in groups if group["params"]]
+    usual = {"rate_factor": 1.0, "ranges": False}
+    groups = [{**usual, **group} for group in groups if group["params"]]
     if config.algorithm == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)

@@ -304,6 +304,32 @@ def test_the_rate_of_the_ranges_falls_with_the_other(
     np.testing.assert_allclose(rates, [[rate, rate, 50 * rate] for rate in expected], rtol=1e-12)
 
 
+@pytest.mark.parametrize("algorithm", ["adam", "sgd"])
+def test_ranges_are_frozen_at_the_end(
+    tmp_path: Path,
+    tiny_config: TinyConfig,
+    tiny_windows: Windows,
+    device: Callable[[], DeviceNetwork],
+    algorithm: str,
+) -> None:
+    """With momentum too, the last epochs change weights and no range."""
+    qat = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 8, "algorithm": algorithm}
+    config = tiny_config(qat=qat)
+    found = []
+    for frozen, epochs in ((2, 3), (1, 2), (2, 2)):
+        run = Run(tmp_path / f"{frozen}-{epochs}", config, tiny_windows)
+        # The rate is that of three epochs, whatever the number that is run.
+        optimizer = dataclasses.replace(
+            config.qat_stage.optimizer, epochs=epochs, final_learning_rate=1e-3
+        )
+        stage = Stage("qat", optimizer, LabelObjective(), 0.05, frozen)
+        found.append(run.fit(device(), stage))
+    ranges = [tensors["log_scale_changes"] for tensors in found]
+    assert ranges[1].any() and not ranges[2].any()
+    np.testing.assert_array_equal(ranges[0], ranges[1])
+    assert not same(found[0], found[1])
+
+
 # Divergence
 
 
