@@ -6,14 +6,21 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from budgets.baseline import changes, grown, load_baseline, subject_of
+from budgets.check import check, refuse_unused, unchecked
 from budgets.count import CONVENTIONS, Count, count_graph, count_network
-from budgets.limits import DEFAULT_FILE, Limits, check, load_limits
+from budgets.deployed import refuse_endless
+from budgets.document import as_json
+from budgets.github import append_summary, workflow_commands
+from budgets.limits import DEFAULT_FILE, Limits, load_limits
+from budgets.lines import violation_line
+from budgets.markdown import as_markdown
 from budgets.page import as_html
-from budgets.report import Verdict, as_json, as_markdown, as_table, violation_line
+from budgets.table import as_table
+from budgets.verdict import Verdict
 from firmware_ref import graph
 from firmware_ref.arch import PRESETS, Network, layers, preset
 from firmware_ref.cli import Parser
@@ -22,18 +29,14 @@ from firmware_ref.lowering import lower
 from firmware_ref.manifest import read_checkpoint_header
 
 EXAMPLE = "python -m budgets report-125k"
-FORMATS: Mapping[str, Callable[[Sequence[Verdict], Limits], str]] = {
-    "table": as_table,
-    "markdown": as_markdown,
-    "json": as_json,
-    "html": as_html,
-}
+FORMATS = ("table", "markdown", "json", "html")
+CLOCKS_MHZ = (1.0, 10_000.0)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m budgets",
-        description="Count parameters and multiply-accumulates against the limits, by layer.",
+        description="Count what a network costs on a device against the limits, by layer.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example: {EXAMPLE}\n\nconventions:\n"
         + "".join(f"  {name}: {text}\n" for name, text in CONVENTIONS.items())
@@ -49,8 +52,25 @@ def _parser() -> argparse.ArgumentParser:
         "--limits", metavar="FILE", help=f"use these limits instead of budgets/{DEFAULT_FILE.name}"
     )
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--format", choices=tuple(FORMATS), default="table", help="default: table")
+    forms.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     forms.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument(
+        "--baseline",
+        metavar="FILE",
+        help="an earlier report by --json: show what changed, and hold the limits of growth",
+    )
+    parser.add_argument(
+        "--clock-mhz",
+        type=float,
+        default=100.0,
+        metavar="MHZ",
+        help="clock that estimated milliseconds are for (default: 100)",
+    )
+    parser.add_argument(
+        "--github",
+        action="store_true",
+        help="in GitHub Actions: annotate broken limits, and add the report to the step's summary",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the report there, not to stdout")
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing but broken limits (to stderr)"
@@ -69,6 +89,7 @@ def count_subject(subject: str) -> Count:
     if path.suffix == ".safetensors":
         manifest, elements = read_checkpoint_header(path)
         network = Network.from_dict(manifest["network"])
+        refuse_endless(network)
         _check_tensors(subject, network, manifest["stage"], elements)
         return count_network(network, name=subject, kind="checkpoint")
     raise InputError(
@@ -80,10 +101,9 @@ def count_subject(subject: str) -> Count:
 def _check_tensors(subject: str, network: Network, stage: str, elements: Mapping[str, int]) -> None:
     """Refuse a checkpoint whose weights are not of the sizes of the network it claims."""
     if stage == "qat":
-        graph = lower(network)
         wanted = {
             t.name: math.prod(t.shape)
-            for t in graph.tensors
+            for t in lower(network).tensors
             if t.data is None and t.name.endswith(("/weight", "/bias"))
         }
     else:
@@ -109,23 +129,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.subjects:
         raise InputError(f"no SUBJECT given; for example: {EXAMPLE} (--help lists all)")
+    if not CLOCKS_MHZ[0] <= options.clock_mhz <= CLOCKS_MHZ[1]:
+        raise InputError(
+            f"--clock-mhz={options.clock_mhz:g}; allowed is a number from {CLOCKS_MHZ[0]:g} to "
+            f"{CLOCKS_MHZ[1]:,.0f}"
+        )
     limits = load_limits(options.limits)
-    counts = [count_subject(subject) for subject in options.subjects]
-    verdicts = [Verdict(count, tuple(check(count, limits))) for count in counts]
+    verdicts = judge([count_subject(name) for name in options.subjects], limits, options.baseline)
 
-    render = FORMATS["json" if options.json else options.format]
+    form = "json" if options.json else options.format
+    text = render(form, verdicts, limits, options.clock_mhz)
+    if options.github:
+        append_summary(as_markdown(verdicts, limits, options.clock_mhz))
+        print(workflow_commands(verdicts), end="")
     if options.out:
-        write_whole(options.out, render(verdicts, limits).encode())
-    elif options.json or not options.quiet:
-        if render is as_table and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-            render = partial(as_table, colour=True)
-        print(render(verdicts, limits), end="")
+        write_whole(options.out, text.encode())
+    elif not options.github and (options.json or not options.quiet):
+        if form == "table" and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+            text = as_table(verdicts, limits, options.clock_mhz, colour=True)
+        print(text, end="")
     if options.out and not options.quiet:
         print(f"wrote {options.out!a}")
     broken = [violation for verdict in verdicts for violation in verdict.violations]
     for violation in broken:
         print(f"over limit: {violation_line(violation)}", file=sys.stderr)
     return CHECK_FAILED if broken else HOLDS
+
+
+def judge(counts: Sequence[Count], limits: Limits, baseline_file: str | None) -> list[Verdict]:
+    """Hold every count against the limits, and against the baseline where there is one."""
+    refuse_unused(limits, counts)
+    if baseline_file is None:
+        if limits.growth_percent:
+            raise InputError("growth is limited, and no --baseline FILE given to compare with")
+        return [Verdict(c, tuple(check(c, limits)), tuple(unchecked(c, limits))) for c in counts]
+    baseline = load_baseline(baseline_file)
+    verdicts = []
+    for count in counts:
+        before = subject_of(baseline, count, baseline_file)
+        violations = (*check(count, limits), *grown(count, before, limits))
+        changed = tuple(changes(count, before))
+        verdicts.append(Verdict(count, violations, tuple(unchecked(count, limits)), changed))
+    return verdicts
+
+
+def render(form: str, verdicts: Sequence[Verdict], limits: Limits, clock_mhz: float) -> str:
+    """The report in one of `FORMATS`."""
+    if form == "json":
+        return as_json(verdicts, limits)
+    write = {"table": as_table, "markdown": as_markdown, "html": as_html}[form]
+    return write(verdicts, limits, clock_mhz)
 
 
 if __name__ == "__main__":

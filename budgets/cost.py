@@ -10,13 +10,37 @@ import functools
 import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgets.rules import weights_shape
 from firmware_ref.graph import Graph, Operator
 
 COSTS_FILE = Path(__file__).with_name("device_costs.toml")
-CORES = ("cortex-m4", "cortex-m55")
+
+
+@dataclass(frozen=True)
+class Core:
+    """A processor: its ``column`` of unit costs, and what is known of it.
+
+    ``error_percent`` is how far the estimate of the measured network is off at most;
+    ``cycles_per_instruction`` an assumption.
+    """
+
+    column: int
+    error_percent: float
+    cycles_per_instruction: float
+
+    def milliseconds(self, instructions: int, clock_mhz: float) -> float:
+        """Time of so many instructions at a clock."""
+        return instructions * self.cycles_per_instruction / (1000 * clock_mhz)
+
+
+@functools.cache
+def cores() -> Mapping[str, Core]:
+    """Every core with unit costs, by name."""
+    return {name: Core(**values) for name, values in _costs()["cores"].items()}
 
 
 def instructions(
@@ -27,32 +51,31 @@ def instructions(
     TFLite Micro with CMSIS-NN, whose kernels differ in speed where both operands of a sum or a
     product are maps of the output's shape.
     """
-    known = _costs().get(operator.kind)
+    known = _costs()["operators"].get(operator.kind)
     if known is None:
         return None
-    shapes = [graph.tensors[index].shape for index in operator.inputs if index >= 0]
+    read = dict.fromkeys(operator.inputs)  # each once
+    shapes = [graph.tensors[index].shape for index in read if index >= 0]
     output = graph.tensors[operator.outputs[0]].shape
     if "same" in known:
         known = known["same" if all(shape == output for shape in shapes) else "broadcast"]
     amounts = {
         "mac": multiply_accumulates,
-        "input": math.prod(shapes[0]),
+        "input": math.prod(shapes[0]) if shapes else 0,
         "output": math.prod(output),
-        "im2col": _im2col_elements(operator, shapes, output),
+        "im2col": _im2col_elements(graph, operator, output),
     }
     return {
-        core: round(sum(amounts[unit] * cost[place] for unit, cost in known.items()))
-        for place, core in enumerate(CORES)
+        name: round(sum(amounts[unit] * cost[core.column] for unit, cost in known.items()))
+        for name, core in cores().items()
     }
 
 
-def _im2col_elements(
-    operator: Operator, shapes: list[tuple[int, ...]], output: tuple[int, ...]
-) -> int:
+def _im2col_elements(graph: Graph, operator: Operator, output: tuple[int, ...]) -> int:
     """Elements that CMSIS-NN copies to lay a convolution out as a matrix product."""
-    if operator.kind != "CONV_2D" or len(shapes[1]) != 4 or len(output) != 4:
+    if operator.kind != "CONV_2D":
         return 0
-    kernel = shapes[1][1:]
+    kernel = weights_shape(graph, operator, rank=4)[1:]
     return math.prod(output[1:3]) * math.prod(kernel) if kernel[:2] != (1, 1) else 0
 
 

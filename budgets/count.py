@@ -28,19 +28,22 @@ NeSsi (github.com/AlbertoAncilotto/NeSsi, tflite_tools/tflite_model.py): "parame
 MACs: convolutions as in ``plain``; FULLY_CONNECTED output elements times the *last* input
 dimension (too few where a map is flattened on the way in); pools output elements times window;
 MEAN input elements; ADD output elements; MUL, SUB, RSQRT and all others 0.
+
+A network's count holds that of its device graph (`budgets.deployed`) as ``deployed``: the limits
+apply to both, so that no network is trained which cannot be deployed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from budgets import cost
-from firmware_ref.arch import Layer, Network, layers
-from firmware_ref.errors import InputError
+from budgets import cost, rules
+from budgets.arena import Arena, arena
+from budgets.deployed import deployed_graph
+from budgets.memory import live_activations, tensor_bytes
+from budgets.receptive import Field, receptive_fields, sound_milliseconds
+from firmware_ref.arch import Network, layers
 from firmware_ref.graph import Graph, Operator, Tensor
 
 CONVENTIONS: Mapping[str, str] = {
@@ -49,28 +52,16 @@ CONVENTIONS: Mapping[str, str] = {
     "nessi_tflite": "parameters: bytes of all constant inputs; MACs with pools, MEAN and ADD",
 }
 
-CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
-WEIGHTED = (*CONVOLUTIONS, "FULLY_CONNECTED")
-POOLS = ("AVERAGE_POOL_2D", "MAX_POOL_2D")
-# Operators without multiply-accumulates in the plain convention. A list of what is allowed, so
-# that no BATCH_MATMUL or LSTM passes as free.
-# fmt: off
-FREE = frozenset({
-    *POOLS,
-    "ADD", "BROADCAST_TO", "CONCATENATION", "DEQUANTIZE", "DIV", "EXPAND_DIMS", "HARD_SWISH",
-    "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MEAN", "MINIMUM", "MUL", "PAD", "PADV2", "PRELU",
-    "QUANTIZE", "RELU", "RELU6", "RESHAPE", "RSQRT", "SLICE", "SOFTMAX", "SPLIT",
-    "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TRANSPOSE",
-})
-# fmt: on
-
 
 @dataclass(frozen=True)
 class LayerCount:
     """One row: a layer's name, operation, output shape, and what it costs in ``plain``.
 
-    Shapes are (C, F, T) for a network and (N, F, T, C) for a flatbuffer, whose layers have an
-    estimate of their ``instructions`` by core (`budgets.cost`) where the operator's cost is known.
+    Shapes are (C, F, T) for a network and (N, F, T, C) for a flatbuffer, whose rows alone have the
+    rest: bytes of its constants by role; ``elementwise`` elements computed and ``reductions``
+    elements read; bytes of its output and of all activations alive while it runs; the receptive
+    field in bands, frames and, on our features, milliseconds (`budgets.receptive`); an estimate of
+    its ``instructions`` by core (`budgets.cost`), where the operator's cost is known.
     """
 
     name: str
@@ -78,6 +69,16 @@ class LayerCount:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    weight_bytes: int = 0
+    bias_bytes: int = 0
+    other_bytes: int = 0
+    elementwise: int = 0
+    reductions: int = 0
+    activation_bytes: int = 0
+    live_bytes: int = 0
+    receptive_bands: int = 0
+    receptive_frames: int = 0
+    receptive_ms: float | None = None
     instructions: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -93,11 +94,12 @@ class Total:
 class Count:
     """What one subject costs; ``kind`` is ``network``, ``preset``, ``checkpoint`` or ``tflite``.
 
-    ``sizes`` gives bytes of a flatbuffer: ``weights`` and ``biases`` at each use, and the ``file``.
-    ``instructions`` sums the layers' estimates by core; ``not_costed`` names the kinds of
-    operators left out.
-    ``not_int8`` and ``not_counted`` name tensors and operators that break the rules of
-    `budgets.limits.check`; both are empty for a network.
+    ``sizes`` gives bytes of a flatbuffer's constants at each use, and of the ``file`` where there
+    is one, by part in ``parts``. ``peak_bytes`` are the activations alive at once, at most, in
+    ``peak_layer``; ``arena`` is TFLM's. ``instructions`` sums the layers' estimates by core;
+    ``not_costed`` names the kinds of operators left out. ``not_int8`` and
+    ``not_counted`` name tensors and operators that break the rules of `budgets.check.check`. A
+    network has none of these itself, its ``deployed`` graph has.
     """
 
     name: str
@@ -105,10 +107,15 @@ class Count:
     layers: tuple[LayerCount, ...]
     conventions: Mapping[str, Total]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
+    peak_layer: str = ""
+    arena: Arena | None = None
     instructions: Mapping[str, int] = field(default_factory=dict)
     not_costed: tuple[str, ...] = ()
     not_int8: tuple[str, ...] = ()
     not_counted: tuple[str, ...] = ()
+    deployed: Count | None = None
 
     @property
     def parameters(self) -> int:
@@ -120,9 +127,16 @@ class Count:
         """Multiply-accumulates in the plain convention."""
         return self.conventions["plain"].macs
 
+    @property
+    def on_device(self) -> Count:
+        """The count of the device graph: a flatbuffer's own, or a network's once deployed."""
+        return self if self.deployed is None else self.deployed
+
 
 def count_network(network: Network, name: str | None = None, kind: str = "network") -> Count:
-    """Count a network as trained; ``name`` defaults to the network's own."""
+    """Count a network as trained and as deployed; ``name`` defaults to the network's own."""
+    name = network.name if name is None else name
+    deployed = count_graph(deployed_graph(network), f"{name}, deployed")
     table = layers(network)
     rows = tuple(
         LayerCount(
@@ -136,153 +150,108 @@ def count_network(network: Network, name: str | None = None, kind: str = "networ
     )
     plain = _plain(rows)
     return Count(
-        name=network.name if name is None else name,
+        name=name,
         kind=kind,
         layers=rows,
         conventions={
             "plain": plain,
-            "torchinfo": Total(plain.parameters, sum(map(torchinfo_macs, table))),
+            "torchinfo": Total(plain.parameters, sum(map(rules.torchinfo_macs, table))),
         },
+        deployed=deployed,
     )
 
 
-def torchinfo_macs(layer: Layer) -> int:
-    """MACs of one layer of a network in the ``torchinfo`` convention."""
-    _, bands, frames = layer.output_shape
-    return layer.parameters * (bands * frames if layer.kind == "conv" else 1)
-
-
-def count_graph(graph: Graph, name: str, file_bytes: int) -> Count:
-    """Count a flatbuffer of ``file_bytes`` bytes as deployed.
+def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count:
+    """Count a device graph, that of a flatbuffer of ``file_bytes`` bytes where there is one.
 
     Raises `InputError` where an operator lacks the inputs that its cost is computed from.
     """
-    rows = tuple(_row(graph, operator) for operator in graph.operators)
-    constants = [item for operator in graph.operators for item in learned(graph, operator)]
-    nessi = Total(
-        sum(constant_bytes(graph, operator) for operator in graph.operators),
-        sum(nessi_macs(graph, operator) for operator in graph.operators),
+    live = live_activations(graph)
+    fields = receptive_fields(graph)
+    rows = tuple(
+        _row(graph, operator, live.bytes_by_operator[place], fields[place])
+        for place, operator in enumerate(graph.operators)
     )
+    nessi = Total(
+        sum(row.weight_bytes + row.bias_bytes + row.other_bytes for row in rows),
+        sum(rules.nessi_macs(graph, operator) for operator in graph.operators),
+    )
+    sizes = {
+        "weights": sum(row.weight_bytes for row in rows),
+        "biases": sum(row.bias_bytes for row in rows),
+        "other": sum(row.other_bytes for row in rows),
+    }
     return Count(
         name=name,
         kind="tflite",
         layers=rows,
         conventions={"plain": _plain(rows), "nessi_tflite": nessi},
-        sizes={
-            "weights": sum(data.nbytes for role, data in constants if role == "weights"),
-            "biases": sum(data.nbytes for role, data in constants if role == "biases"),
-            "file": file_bytes,
-        },
+        sizes=sizes if file_bytes is None else {**sizes, "file": file_bytes},
+        parts={} if file_bytes is None else bytes_by_part(graph, file_bytes),
+        peak_bytes=live.peak_bytes,
+        peak_layer=live.peak_layer,
+        arena=arena(graph),
         instructions={
-            core: sum(row.instructions.get(core, 0) for row in rows) for core in cost.CORES
+            core: sum(row.instructions.get(core, 0) for row in rows) for core in cost.cores()
         },
         not_costed=tuple(sorted({row.op for row in rows if not row.instructions})),
         not_int8=tuple(f"{t.name}: {t.dtype}" for t in graph.tensors if not _is_int8(t)),
         not_counted=tuple(
             f"{graph.name(operator)}: {operator.kind}"
             for operator in graph.operators
-            if operator.kind not in WEIGHTED and operator.kind not in FREE
+            if operator.kind not in rules.WEIGHTED and operator.kind not in rules.FREE
         ),
     )
 
 
-def learned(graph: Graph, operator: Operator) -> Iterator[tuple[str, np.ndarray]]:
-    """The constants of an operator that count as parameters, each with its role.
+def bytes_by_part(graph: Graph, file_bytes: int) -> dict[str, int]:
+    """Where the bytes of a compact flatbuffer go; equal vectors of scales are stored once.
 
-    The role is ``biases`` for the bias of a convolution or fully connected layer, or ``weights``.
+    ``weights`` are int8 constants, ``integers`` int32 ones (biases, shapes), ``quantization`` the
+    scales (4 bytes each) and zero points (8), ``graph`` all the rest: tables, names, alignment.
     """
-    for place, tensor in _inputs(graph, operator):
-        if tensor.data is None:
-            continue
-        if operator.kind in WEIGHTED:
-            yield ("biases" if place == 2 else "weights"), tensor.data
-        elif _holds_reals(tensor) and tensor.data.size > 1:
-            yield "weights", tensor.data
-
-
-def plain_macs(graph: Graph, operator: Operator) -> int:
-    """MACs of one operator in the ``plain`` convention."""
-    outputs = _output_elements(graph, operator)
-    if operator.kind == "CONV_2D":  # weights (out, height, width, in / groups)
-        return outputs * math.prod(_weights(graph, operator, rank=4)[1:])
-    if operator.kind == "DEPTHWISE_CONV_2D":  # weights (1, height, width, out)
-        return outputs * math.prod(_weights(graph, operator, rank=4)[1:3])
-    if operator.kind == "FULLY_CONNECTED":  # weights (out, in)
-        return outputs * _weights(graph, operator, rank=2)[1]
-    return 0
-
-
-def nessi_macs(graph: Graph, operator: Operator) -> int:
-    """MACs of one operator in the ``nessi_tflite`` convention."""
-    if operator.kind in CONVOLUTIONS:
-        return plain_macs(graph, operator)
-    if operator.kind == "FULLY_CONNECTED":
-        shape = _input(graph, operator, 0).shape
-        return _output_elements(graph, operator) * (shape[-1] if shape else 1)
-    if operator.kind in POOLS:
-        window = operator.options["filter_height"] * operator.options["filter_width"]
-        return _output_elements(graph, operator) * max(window, 0)
-    if operator.kind == "MEAN":
-        return math.prod(_input(graph, operator, 0).shape)
-    return _output_elements(graph, operator) if operator.kind == "ADD" else 0
-
-
-def constant_bytes(graph: Graph, operator: Operator) -> int:
-    """Bytes of all constant inputs of one operator: NeSsi's "parameters"."""
-    return sum(t.data.nbytes for _, t in _inputs(graph, operator) if t.data is not None)
+    constants = [t.data for t in graph.tensors if t.data is not None]
+    grids = [t.quantization for t in graph.tensors if t.quantization]
+    parts = {
+        "weights": sum(data.nbytes for data in constants if data.dtype == "int8"),
+        "integers": sum(data.nbytes for data in constants if data.dtype == "int32"),
+        "quantization": 4 * sum(map(len, {grid.scale for grid in grids}))
+        + 8 * sum(map(len, {grid.zero_point for grid in grids})),
+        "metadata": sum(map(len, graph.metadata.values())),
+    }
+    return {**parts, "graph": file_bytes - sum(parts.values())}
 
 
 def _plain(rows: tuple[LayerCount, ...]) -> Total:
     return Total(sum(row.parameters for row in rows), sum(row.macs for row in rows))
 
 
-def _row(graph: Graph, operator: Operator) -> LayerCount:
-    macs = plain_macs(graph, operator)
+def _row(graph: Graph, operator: Operator, live_bytes: int, seen: Field) -> LayerCount:
+    macs = rules.plain_macs(graph, operator)
+    output = graph.tensors[operator.outputs[0]]
+    learned = list(rules.learned(graph, operator))
+    weights = sum(data.nbytes for role, data in learned if role == "weights")
+    biases = sum(data.nbytes for role, data in learned if role == "biases")
     return LayerCount(
         name=graph.name(operator),
         op=operator.kind,
-        output_shape=graph.tensors[operator.outputs[0]].shape,
-        parameters=sum(data.size for _, data in learned(graph, operator)),
+        output_shape=output.shape,
+        parameters=sum(data.size for _, data in learned),
         macs=macs,
+        weight_bytes=weights,
+        bias_bytes=biases,
+        other_bytes=rules.constant_bytes(graph, operator) - weights - biases,
+        elementwise=rules.elementwise_work(graph, operator),
+        reductions=rules.reduction_work(graph, operator),
+        activation_bytes=tensor_bytes(output),
+        live_bytes=live_bytes,
+        receptive_bands=seen.bands,
+        receptive_frames=seen.frames,
+        receptive_ms=sound_milliseconds(seen, graph.tensors[graph.inputs[0]].shape),
         instructions=cost.instructions(graph, operator, macs) or {},
     )
 
 
-def _inputs(graph: Graph, operator: Operator) -> Iterator[tuple[int, Tensor]]:
-    """The inputs that are there, each with its place."""
-    for place, index in enumerate(operator.inputs):
-        if index >= 0:
-            yield place, graph.tensors[index]
-
-
-def _input(graph: Graph, operator: Operator, place: int) -> Tensor:
-    for found, tensor in _inputs(graph, operator):
-        if found == place:
-            return tensor
-    raise InputError(
-        f"{operator.kind} {graph.name(operator)!r} has no input {place}; convert the model again"
-    )
-
-
-def _weights(graph: Graph, operator: Operator, rank: int) -> tuple[int, ...]:
-    """The shape of an operator's weights, which must have ``rank`` dimensions."""
-    shape = _input(graph, operator, 1).shape
-    if len(shape) != rank:
-        raise InputError(
-            f"{operator.kind} {graph.name(operator)!r}: weights of shape={shape}; "
-            f"{rank} dimensions are allowed; convert the model again"
-        )
-    return shape
-
-
-def _output_elements(graph: Graph, operator: Operator) -> int:
-    return math.prod(graph.tensors[operator.outputs[0]].shape)
-
-
-def _holds_reals(tensor: Tensor) -> bool:
-    return tensor.dtype.startswith("float") or tensor.quantization is not None
-
-
 def _is_int8(tensor: Tensor) -> bool:
     """Real numbers must be int8, or int32 (biases); plain integers are axes and shapes."""
-    return tensor.dtype in ("int8", "int32") or not _holds_reals(tensor)
+    return tensor.dtype in ("int8", "int32") or not rules.holds_reals(tensor)

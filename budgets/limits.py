@@ -1,74 +1,71 @@
-"""The limits, and the one place where a count is held against them."""
+"""The limits as data: what ``limits.toml``, or a user's own file, allows."""
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from budgets.count import Count, count_network
-from firmware_ref.arch import Network
-from firmware_ref.errors import CheckFailedError, InputError, read_bytes
+from budgets.figures import INSTRUCTIONS, LAYER_FIGURES, MODEL_FIGURES, instruction_figures
+from firmware_ref.errors import InputError, read_bytes
 
 DEFAULT_FILE = Path(__file__).with_name("limits.toml")
 LIMIT_FILE_BYTES = 64 * 1024
+# A key of thousands of dotted parts would cost tomllib gigabytes.
+LONGEST_LINE_BYTES = 1_000
 LARGEST_LIMIT = 10**12
-NAMES_SHOWN = 5
+LARGEST_GROWTH_PERCENT = 1000.0
+LONGEST_PATTERN = 200
+MOST_PATTERNS = 200
+REQUIRED = ("parameters", "multiply_accumulates")
+
+
+@dataclass(frozen=True)
+class LayerLimit:
+    """What each layer whose name matches ``pattern`` (``*``, ``?``, ``[...]``) may have at most."""
+
+    pattern: str
+    most: Mapping[str, int]
+
+    def applies_to(self, name: str) -> bool:
+        """Whether a layer's name matches, upper and lower case apart."""
+        return fnmatchcase(name, self.pattern)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that is allowed; counts are in the ``plain`` convention of `budgets.count`."""
+    """The most that is allowed of each figure of `budgets.figures`; without an entry, anything.
 
-    parameters: int
-    multiply_accumulates: int
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if type(value) is not int or not 1 <= value <= LARGEST_LIMIT:
-                raise InputError(
-                    f"limit {name}={value!r}; allowed is a whole number from 1 to {LARGEST_LIMIT:,}"
-                )
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One broken limit: its name, the value found and the value allowed.
-
-    ``names`` lists the offending tensors (limit ``int8``) or operators (limit ``operators``).
+    ``growth_percent`` is how much a figure may grow over a baseline's.
     """
 
-    subject: str
-    limit: str
-    value: int
-    allowed: int
-    names: tuple[str, ...] = ()
+    model: Mapping[str, int]
+    layers: tuple[LayerLimit, ...] = ()
+    growth_percent: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def message(self) -> str:
-        """One line: subject, limit=value, what is allowed, what to do."""
-        found = f"{self.subject}: {self.limit}={self.value:,}"
-        if self.limit == "int8":
-            return f"{found} tensors are not INT8; allowed are 0; quantise them: {self._named()}"
-        if self.limit == "operators":
-            return f"{found} of unknown cost; allowed are 0; replace them: {self._named()}"
-        return (
-            f"{found}; allowed are {self.allowed:,}; "
-            f"save {self.value - self.allowed:,} with fewer or narrower layers"
-        )
-
-    def _named(self) -> str:
-        more = len(self.names) - NAMES_SHOWN
-        return ", ".join(self.names[:NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "model": dict(self.model),
+            "layers": [{"pattern": item.pattern, **item.most} for item in self.layers],
+            "growth_percent": dict(self.growth_percent),
+        }
 
 
 def load_limits(path: str | Path | None = None) -> Limits:
     """The limits of a TOML file, by default `DEFAULT_FILE`; unknown or missing keys are refused."""
     path = DEFAULT_FILE if path is None else Path(path)
     data = read_bytes(path, LIMIT_FILE_BYTES, "limits file")
+    if (longest := max(map(len, data.split(b"\n")))) > LONGEST_LINE_BYTES:
+        raise InputError(
+            f"limits file {str(path)!r} has a line of {longest:,} bytes; at most "
+            f"{LONGEST_LINE_BYTES:,} are accepted; break it"
+        )
     try:
-        return _parse(data.decode("utf-8"))
+        return parse_limits(tomllib.loads(data.decode("utf-8")))
     except InputError as error:
         raise InputError(f"limits file {str(path)!r}: {error}") from None
     except (ValueError, RecursionError):
@@ -79,50 +76,75 @@ def load_limits(path: str | Path | None = None) -> Limits:
         ) from None
 
 
-def _parse(text: str) -> Limits:
-    tables = tomllib.loads(text)
-    _refuse_other_keys("table", set(tables), {"model"})
-    model = tables["model"]
-    if not isinstance(model, dict):
-        raise InputError("model must be a table, written [model]")
-    _refuse_other_keys("key", set(model), {item.name for item in dataclasses.fields(Limits)})
-    return Limits(**model)
+def parse_limits(tables: Mapping[str, Any]) -> Limits:
+    """Limits given as nested mappings, checked."""
+    _refuse_unknown("table", tables, ("model", "layers", "growth_percent"))
+    if "model" not in tables:
+        raise InputError(f"table 'model' is missing; it holds at least {', '.join(REQUIRED)}")
+    model = _flat(_table("model", tables["model"]), MODEL_FIGURES)
+    if missing := [name for name in REQUIRED if name not in model]:
+        raise InputError(f"key {missing[0]!r} is missing; give {', '.join(REQUIRED)}")
+    growth = _flat(_table("growth_percent", tables.get("growth_percent", {})), MODEL_FIGURES)
+    layers = tables.get("layers", [])
+    if not isinstance(layers, list) or len(layers) > MOST_PATTERNS:
+        raise InputError(
+            f"layers must be at most {MOST_PATTERNS} tables, each written [[layers]] with a pattern"
+        )
+    return Limits(
+        {name: _whole(name, value) for name, value in model.items()},
+        tuple(_layer_limit(_table("layers", item)) for item in layers),
+        {name: _percent(name, value) for name, value in growth.items()},
+    )
 
 
-def _refuse_other_keys(what: str, found: set[str], allowed: set[str]) -> None:
-    names = ", ".join(sorted(allowed))
-    if unknown := sorted(found - allowed):
-        raise InputError(f"unknown {what} {unknown[0]!r}; allowed: {names}")
-    if missing := sorted(allowed - found):
-        raise InputError(f"{what} {missing[0]!r} is missing; give {names}")
+def _layer_limit(table: Mapping[str, Any]) -> LayerLimit:
+    values = dict(table)
+    pattern = values.pop("pattern", None)
+    if not (isinstance(pattern, str) and 0 < len(pattern) <= LONGEST_PATTERN):
+        raise InputError(
+            f"layers pattern={pattern!r:.60}; it must be a text of 1 to {LONGEST_PATTERN} "
+            'characters, for instance pattern = "stage1.*"'
+        )
+    most = _flat(values, LAYER_FIGURES)
+    if not most:
+        raise InputError(f"layers {pattern!r} limits nothing; give {', '.join(LAYER_FIGURES)}")
+    return LayerLimit(pattern, {name: _whole(name, value) for name, value in most.items()})
 
 
-def check(count: Count, limits: Limits) -> list[Violation]:
-    """Every limit that ``count`` breaks; none if the list is empty. On a limit is within it.
-
-    Besides the numbers of ``limits``, a flatbuffer must be INT8 throughout (int32 biases), and
-    must hold only operators whose cost `budgets.count` knows: no custom ones.
-    """
-    found = [
-        ("parameters", count.parameters, limits.parameters, ()),
-        ("multiply_accumulates", count.macs, limits.multiply_accumulates, ()),
-        ("int8", len(count.not_int8), 0, count.not_int8),
-        ("operators", len(count.not_counted), 0, count.not_counted),
-    ]
-    return [
-        Violation(count.name, limit, value, allowed, names)
-        for limit, value, allowed, names in found
-        if value > allowed
-    ]
+def _table(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must be a table, written [{name}]")
+    return value
 
 
-def enforce_network(network: Network, limits: Limits | None = None) -> Count:
-    """Count ``network``; raise `CheckFailedError` naming every limit it breaks.
+def _flat(table: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """A table with its sub-table of instructions by core spread out."""
+    values = dict(table)
+    cores = _table(INSTRUCTIONS, values.pop(INSTRUCTIONS, {}))
+    _refuse_unknown("key", values, (*known, INSTRUCTIONS))
+    spread = {f"{INSTRUCTIONS}.{core}": value for core, value in cores.items()}
+    _refuse_unknown("key", spread, instruction_figures())
+    return values | spread
 
-    ``limits`` defaults to `load_limits`'s own.
-    """
-    count = count_network(network)
-    violations = check(count, load_limits() if limits is None else limits)
-    if violations:
-        raise CheckFailedError("; ".join(violation.message for violation in violations))
-    return count
+
+def _refuse_unknown(what: str, found: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    if unknown := sorted(set(found) - set(allowed)):
+        raise InputError(f"unknown {what} {unknown[0]!r:.60}; allowed: {', '.join(allowed)}")
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= LARGEST_LIMIT:
+        raise InputError(
+            f"limit {name}={value!r:.60}; allowed is a whole number from 1 to {LARGEST_LIMIT:,}"
+        )
+    return value
+
+
+def _percent(name: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value <= LARGEST_GROWTH_PERCENT):
+        raise InputError(
+            f"growth_percent {name}={value!r:.60}; allowed is a number from 0 to "
+            f"{LARGEST_GROWTH_PERCENT:g}"
+        )
+    return float(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from convert.pipeline import Conversion
 from firmware_ref.errors import write_whole
-from firmware_ref.graph import Graph, Tensor
+from firmware_ref.graph import Tensor
 
 MODEL_FILE, MANIFEST_FILE = "model.tflite", "manifest.json"
 HEADER_FILE, SOURCE_FILE = "model_data.h", "model_data.cc"
@@ -41,7 +41,7 @@ def manifest(conversion: Conversion) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "model": {
             "bytes": len(conversion.model),
-            "bytes_by_part": bytes_by_part(graph, len(conversion.model)),
+            "bytes_by_part": dict(count.parts),
             "sha256": hashlib.sha256(conversion.model).hexdigest(),
             "crc32": f"{zlib.crc32(conversion.model):08x}",
             "input": _tensor(graph.tensors[graph.inputs[0]]),
@@ -58,28 +58,6 @@ def manifest(conversion: Conversion) -> dict[str, Any]:
             name: version(name) for name in ("onnx2tf", "tensorflow", "onnx", "torch")
         },
     }
-
-
-def bytes_by_part(graph: Graph, file_bytes: int) -> dict[str, int]:
-    """Where the bytes of a compact flatbuffer go; equal vectors of scales are stored once.
-
-    ``weights`` are int8 constants, ``integers`` int32 ones (biases, shapes), ``quantization`` the
-    scales (4 bytes each) and zero points (8), ``graph`` all the rest: tables, names, alignment.
-    """
-    constants = [tensor for tensor in graph.tensors if tensor.data is not None]
-    grids = [tensor.quantization for tensor in graph.tensors if tensor.quantization]
-    parts = {
-        "weights": sum(
-            t.data.nbytes for t in constants if t.data is not None and t.dtype == "int8"
-        ),
-        "integers": sum(
-            t.data.nbytes for t in constants if t.data is not None and t.dtype == "int32"
-        ),
-        "quantization": 4 * sum(map(len, {grid.scale for grid in grids}))
-        + 8 * sum(map(len, {grid.zero_point for grid in grids})),
-        "metadata": sum(map(len, graph.metadata.values())),
-    }
-    return {**parts, "graph": file_bytes - sum(parts.values())}
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgets.check import enforce, enforce_network
 from budgets.count import Count, count_graph
-from budgets.limits import check, enforce_network, load_limits
+from budgets.limits import load_limits
 from convert.flatbuffer import write
 from convert.float_flatbuffer import convert_float
 from convert.match import MismatchError, match
@@ -73,8 +74,7 @@ def convert(
     graph = graphs.parse(model)
     Interpreter(graph)  # refuses scales that no kernel can run
     count = count_graph(graph, "model.tflite", len(model))
-    if violations := check(count, limits):
-        raise CheckFailedError("; ".join(violation.message for violation in violations))
+    enforce(count, limits)
     return Conversion(model, graph, count, saved)
 
 

@@ -47,7 +47,7 @@ def measured(audio_data: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("core", cost.CORES)
+@pytest.mark.parametrize("core", COLUMNS)
 def test_the_measured_run_is_given_back(measured: list[dict[str, str]], core: str) -> None:
     found: dict[str, float] = defaultdict(float)
     wanted: dict[str, float] = defaultdict(float)
@@ -60,7 +60,10 @@ def test_the_measured_run_is_given_back(measured: list[dict[str, str]], core: st
         found[row["op"]] += estimate[core]
         wanted[row["op"]] += int(row[COLUMNS[core]])
     assert set(found) >= {"CONV_2D", "DEPTHWISE_CONV_2D", "MEAN", "ADD", "SUB", "MUL", "RSQRT"}
-    assert sum(found.values()) == pytest.approx(sum(wanted.values()), rel=0.02)
+    stated = cost.cores()[core].error_percent / 100
+    assert sum(found.values()) == pytest.approx(sum(wanted.values()), rel=stated)
+    # The measure can fail: a tenth off is not within what is stated.
+    assert 1.1 * sum(found.values()) != pytest.approx(sum(wanted.values()), rel=stated)
     for op in found:
         assert found[op] == pytest.approx(wanted[op], rel=0.08), op
 
@@ -98,3 +101,32 @@ def test_report_125k_costs_70_million_or_less() -> None:
     count = count_graph(graph, "report-125k", 1)
     assert count.not_costed == ()
     assert count.instructions["cortex-m4"] <= 70_000_000
+
+
+def test_every_core_takes_the_units_of_a_measured_one() -> None:
+    """Cortex-M7 and M33 run Cortex-M4's instructions: they differ in cycles, and in how sure."""
+    cores = cost.cores()
+    assert list(cores) == ["cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
+    assert [core.column for core in cores.values()] == [0, 0, 0, 1]
+    instructions = count_graph(lower(preset("report-125k")), "report-125k", 1).instructions
+    assert list(instructions) == list(cores)
+    m4, m7, m33, m55 = instructions.values()
+    assert m4 == m7 == m33 > m55 > 0
+    assert cores["cortex-m7"].error_percent > cores["cortex-m4"].error_percent
+
+
+def test_milliseconds_by_hand() -> None:
+    """60 million instructions of 1.35 cycles at 80 MHz: 81 million cycles in 1.0125 s."""
+    m4 = cost.cores()["cortex-m4"]
+    assert m4.cycles_per_instruction == 1.35
+    assert m4.milliseconds(60_000_000, 80.0) == pytest.approx(1012.5)
+    assert m4.milliseconds(0, 1.0) == 0
+
+
+def test_operators_without_inputs_cost_what_they_write() -> None:
+    """As a damaged file may have them."""
+    tensors = (Tensor("a", (1, 4), "int8"), Tensor("b", (1, 4), "int8"))
+    graph = Graph(tensors, (Operator("MEAN", (), (1,)), Operator("PAD", (-1,), (1,))), (0,), (1,))
+    assert set((cost.instructions(graph, graph.operators[0], 0) or {}).values()) == {0}
+    estimate = cost.instructions(graph, graph.operators[1], 0)
+    assert estimate and estimate["cortex-m4"] == round(4 * 1.34)

@@ -1,20 +1,23 @@
+"""Parameters, MACs, bytes and work, by hand and against the challenge's own counters."""
+
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from budgets.count import (
-    CONVENTIONS,
+from budgets.count import CONVENTIONS, bytes_by_part, count_graph, count_network
+from budgets.rules import (
     constant_bytes,
-    count_graph,
-    count_network,
+    elementwise_work,
     nessi_macs,
     plain_macs,
-    torchinfo_macs,
+    reduction_work,
 )
 from firmware_ref.arch import PRESETS, layers, preset
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Graph, Tensor
+from firmware_ref.graph import Graph, Quantization, Tensor
 
 # Of the DCASE 2022 baseline, printed by the challenge's own counter; see the `baseline` fixture.
 NESSI_ROWS = {
@@ -65,34 +68,6 @@ def test_stem_by_hand() -> None:
     assert (rows["stem.norm"].parameters, rows["stem.norm"].macs) == (2 * 40, 0)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_torchinfo_agrees_layer_by_layer(name: str) -> None:
-    pytest.importorskip("torch")
-    torchinfo = pytest.importorskip("torchinfo")
-    model_module = pytest.importorskip("train.model")
-    network = preset(name)
-    model = model_module.build_model(network)
-    shape = (1, network.input_channels, network.input_bands, network.input_frames)
-    summary = torchinfo.summary(model, input_size=shape, depth=10, verbose=0)
-
-    count = count_network(network)
-    assert summary.total_params == count.parameters
-    assert summary.total_mult_adds == count.conventions["torchinfo"].macs
-
-    paths = {id(module): path for path, module in model.named_modules()}
-    table = {layer.name: layer for layer in layers(network) if layer.parameters}
-    seen = {}
-    for info in summary.summary_list:
-        if info.is_leaf_layer and info.num_params:
-            path = paths[id(info.module)]
-            # Sub-spectral norm wraps a batch norm of its own.
-            seen[path if path in table else path.removesuffix(".norm")] = info
-    assert set(seen) == set(table)
-    for path, layer in table.items():
-        assert seen[path].num_params == layer.parameters, path
-        assert seen[path].macs == torchinfo_macs(layer), path
-
-
 def test_nessi_reproduces_the_challenge_baseline(baseline: Graph) -> None:
     rows = {
         baseline.name(operator): (
@@ -113,7 +88,7 @@ def test_plain_count_of_the_challenge_baseline(baseline: Graph) -> None:
     assert count.parameters == weights + biases
     # All 64 inputs of the dense layer, where NeSsi takes the last dimension, 32.
     assert count.macs == 1_599_360 + 25_589_760 + 2_007_040 + 6_400 + 1_000
-    assert count.sizes == {"weights": weights, "biases": 4 * biases, "file": 60_000}
+    assert count.sizes == {"weights": weights, "biases": 4 * biases, "other": 0, "file": 60_000}
     assert [row.name for row in count.layers] == list(NESSI_ROWS)
     assert count.layers[1].output_shape == (1, 40, 51, 16)
     assert set(count.conventions) <= set(CONVENTIONS)
@@ -134,12 +109,79 @@ def test_depthwise_mean_and_add_by_hand(builder) -> None:
     assert [constant_bytes(graph, op) for op in graph.operators] == [12 + 4 * 4, 4, 0]
     count = count_graph(graph, "block", file_bytes=1)
     assert [row.parameters for row in count.layers] == [12 + 4, 0, 0]
+    assert [row.weight_bytes for row in count.layers] == [12, 0, 0]
+    assert [row.bias_bytes for row in count.layers] == [4 * 4, 0, 0]
+    assert [row.other_bytes for row in count.layers] == [0, 4, 0]
     assert not count.not_int8
     assert not count.not_counted
 
 
 def _plain_integers(shape: tuple[int, ...]) -> Tensor:
     return Tensor("integers", shape, "int32", None, np.zeros(shape, np.int32))
+
+
+def test_elementwise_and_reduction_work_by_hand(builder) -> None:
+    """Element-wise: what is computed. Reductions: what is read, once for every window it is in."""
+    x = builder.add(Tensor("input", (1, 8, 6, 4), "int8"))
+    axes = builder.add(_plain_integers((1,)))
+    window = {"filter_height": 3, "filter_width": 2, "stride_h": 1, "stride_w": 2}
+    inputs = (x, builder.constant((4, 1, 1, 4)), builder.constant((4,), "int32"))
+    work = [
+        ("CONV_2D", inputs, (1, 8, 6, 4), {}, (0, 0)),
+        ("ADD", (x, builder.constant((1, 1, 6, 4))), (1, 8, 6, 4), {}, (192, 0)),
+        ("RSQRT", (x,), (1, 8, 6, 4), {}, (192, 0)),
+        ("MUL", (builder.constant((1, 8, 1, 1)), builder.constant((1, 6))), (1, 8, 6), {}, (48, 0)),
+        ("MEAN", (x, axes), (1, 1, 6, 4), {}, (0, 192)),
+        ("SUM", (x, axes), (1, 8, 6, 1), {}, (0, 192)),
+        ("AVERAGE_POOL_2D", (x,), (1, 6, 3, 4), window, (0, 6 * 3 * 4 * 6)),
+        ("MAX_POOL_2D", (x,), (1, 6, 3, 4), window, (0, 6 * 3 * 4 * 6)),
+        ("RESHAPE", (x,), (1, 192), {}, (0, 0)),
+        ("CUSTOM:Magic", (x,), (1, 8), {}, (0, 0)),
+    ]
+    for number, (kind, inputs, shape, options, _) in enumerate(work):
+        builder.op(kind, f"y{number}", inputs, shape, **options)
+    graph = builder.build()
+    found = [(elementwise_work(graph, op), reduction_work(graph, op)) for op in graph.operators]
+    assert found == [wanted for *_, wanted in work]
+    rows = count_graph(graph, "work", 1).layers
+    assert [(row.elementwise, row.reductions) for row in rows] == found
+
+
+def test_an_operator_without_inputs_is_counted_or_refused(builder) -> None:
+    builder.add(Tensor("input", (1, 8), "int8"))
+    builder.op("ADD", "nothing", (), (1, 8))
+    builder.op("CUSTOM:Magic", "absent", (-1, -1), (1, 8))
+    count = count_graph(builder.build(), "odd", 1)
+    assert [(row.parameters, row.macs, row.elementwise) for row in count.layers] == [
+        (0, 0, 8),
+        (0, 0, 0),
+    ]
+    builder.op("MEAN", "mean", (), (1, 8))
+    with pytest.raises(InputError, match="MEAN 'mean' has no input 0"):
+        count_graph(builder.build(), "odd", 1)
+
+
+def test_bytes_of_a_file_by_part(builder) -> None:
+    """Four scales, shared by two tensors, and one; as many zero points, of eight bytes."""
+    grids = Quantization((0.5, 0.25, 0.5, 1.0), (0, 0, 0, 0)), Quantization((0.5,), (0,))
+    x = builder.add(Tensor("input", (1, 4), "int8", grids[1]))
+    weights = np.zeros((4, 4), np.int8)
+    a = builder.add(Tensor("a", (4, 4), "int8", grids[0], weights))
+    b = builder.add(Tensor("b", (4, 4), "int8", replace(grids[0]), weights))
+    bias = builder.add(Tensor("bias", (4,), "int32", None, np.zeros(4, np.int32)))
+    x = builder.op("FULLY_CONNECTED", "first", (x, a, bias), (1, 4))
+    builder.op("FULLY_CONNECTED", "second", (x, b, bias), (1, 4))
+    graph = replace(builder.build(), metadata={"labels": b"12345", "more": b"678"})
+    parts = bytes_by_part(graph, 500)
+    assert parts == {
+        "weights": 32,
+        "integers": 16,
+        "quantization": 5 * 4 + 5 * 8,
+        "metadata": 8,
+        "graph": 500 - 32 - 16 - 60 - 8,
+    }
+    assert count_graph(graph, "file", 500).parts == parts
+    assert count_graph(graph, "no file").parts == {}
 
 
 def test_elementwise_constants_count_unless_single(builder) -> None:
@@ -150,7 +192,7 @@ def test_elementwise_constants_count_unless_single(builder) -> None:
     builder.op("RESHAPE", "reshape", (x, shape), (1, 192))
     count = count_graph(builder.build(), "norm", file_bytes=1)
     assert [row.parameters for row in count.layers] == [4, 0, 0]
-    assert count.sizes["weights"] == 4
+    assert count.sizes == {"weights": 4, "biases": 0, "other": 1 + 2 * 4, "file": 1}
     assert count.conventions["nessi_tflite"].parameters == 4 + 1 + 2 * 4
 
 

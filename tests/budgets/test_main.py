@@ -1,36 +1,22 @@
+"""``python -m budgets`` end to end: what it prints, writes and ends with."""
+
 from __future__ import annotations
 
 import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from budgets.__main__ import EXAMPLE, main
-from firmware_ref.arch import PRESETS, layers, preset
-from firmware_ref.manifest import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
+from budgets.__main__ import EXAMPLE, FORMATS, main
+from firmware_ref.arch import PRESETS, preset
+from tests.budgets.commands import ROOT, write_checkpoint
 
-ROOT = Path(__file__).parents[2]
-
-
-def write_checkpoint(path: Path, network: object) -> Path:
-    manifest = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, "network": network}
-    manifest |= {"stage": "float", "labels": []}
-    # The header of a report-125k checkpoint, as `train` names its tensors.
-    names = {"sub_spectral_norm": ".norm.weight"}
-    tensors = {
-        layer.name + names.get(layer.kind, ".weight"): {"shape": [layer.weights]}
-        for layer in layers(preset("report-125k"))
-        if layer.weights
-    }
-    entries = {"__metadata__": {"manifest": json.dumps(manifest)}, **tensors}
-    header = json.dumps(entries).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    return path
+SHIPPED = ROOT / "convert" / "checkpoints" / "esc10-report-125k.safetensors"
+LIMITS = "[model]\nparameters = {}\nmultiply_accumulates = 30_000_000\n"
 
 
 def fails_with_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
@@ -40,6 +26,18 @@ def fails_with_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> 
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+@pytest.fixture
+def limits(tmp_path: Path) -> Callable[[str], str]:
+    """Write a file of limits and give its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "limits.toml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
 
 
 def test_within_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,13 +57,63 @@ def test_over_a_limit_exits_1_and_names_it(capsys: pytest.CaptureFixture[str]) -
     assert "multiply_accumulates=33,926,360; allowed are 30,000,000;" in second
 
 
-def test_one_parameter_too_many_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    limits = tmp_path / "limits.toml"
+def test_one_parameter_too_many_fails(
+    limits: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     for allowed, code in ((125_330, 0), (125_329, 1)):
-        text = f"[model]\nparameters = {allowed}\nmultiply_accumulates = 30_000_000\n"
-        limits.write_text(text, encoding="utf-8")
-        assert main(["report-125k", "--limits", str(limits), "--quiet"]) == code
+        path = limits(LIMITS.format(allowed))
+        assert main(["report-125k", "--limits", path, "--quiet"]) == code
     assert "parameters=125,330; allowed are 125,329" in capsys.readouterr().err
+
+
+def test_limits_of_layers_are_a_line_each(
+    limits: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stem writes 64 x 22 x 40 bytes; no other layer matches, or as much."""
+    table = "[[layers]]\npattern = 'stem.*'\nactivation_bytes = {}\n"
+    path = limits(LIMITS.format(128_000) + table.format(56_320))
+    assert main(["report-125k", "--limits", path, "--quiet"]) == 0
+    path = limits(LIMITS.format(128_000) + table.format(56_319))
+    assert main(["report-125k", "--limits", path, "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "over limit: report-125k, deployed: stem.conv: activation_bytes=56,320; allowed are 56,319"
+    )
+    path = limits(LIMITS.format(128_000) + table.replace("stem", "Stem").format(1))
+    line = fails_with_one_line(capsys, ["report-125k", "--limits", path])
+    assert "'Stem.*' matches no layer" in line
+
+
+def test_growth_over_a_baseline(
+    tmp_path: Path, limits: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The baseline of today, then of a day when the network had three parameters fewer."""
+    baseline = tmp_path / "baseline.json"
+    assert main(["report-125k", "--json", "--out", str(baseline)]) == 0
+    path = limits(LIMITS.format(128_000) + "[growth_percent]\nparameters = 0.002\n")
+    command = ["report-125k", "--limits", path, "--baseline", str(baseline)]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "changed since" not in capsys.readouterr().out
+
+    document = json.loads(baseline.read_text())
+    document["subjects"][0]["figures"]["parameters"] -= 3
+    baseline.write_text(json.dumps(document))
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "over limit: report-125k: growth of parameters=125,330; allowed over the baseline's "
+        "125,327 are 125,329; save 1, or accept it with a new baseline\n"
+    )
+    assert (
+        "changed since the baseline:\n  parameters 125,327 -> 125,330 (+3, +0.0 %)" in captured.out
+    )
+    # Shown without a limit, and then no reason to fail.
+    assert main(["report-125k", "--baseline", str(baseline), "--quiet"]) == 0
+    line = fails_with_one_line(capsys, ["report-125k", "--limits", path])
+    assert "no --baseline FILE given" in line
+    line = fails_with_one_line(capsys, ["qti-c40", "--baseline", str(baseline)])
+    assert "is stale: it has no subject 'qti-c40', only 'report-125k'" in line
 
 
 def test_the_example_is_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,29 +128,92 @@ def test_help_names_presets_and_conventions(capsys: pytest.CaptureFixture[str]) 
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in (*PRESETS, "torchinfo", "nessi_tflite", "exit code"):
+    for word in (*PRESETS, "torchinfo", "nessi_tflite", "exit code", *FORMATS):
         assert word in text
 
 
-@pytest.mark.parametrize("flags", [["--json"], ["--format", "json"]])
+@pytest.mark.parametrize("flags", [["--json"], ["--format", "json"], ["--json", "--quiet"]])
 def test_json(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     assert main(["qti-c40", *flags]) == 0
     (subject,) = json.loads(capsys.readouterr().out)["subjects"]
     assert (subject["name"], subject["kind"]) == ("qti-c40", "preset")
 
 
-@pytest.mark.parametrize(
-    ("form", "start"), [("markdown", b"### "), ("html", b"<!DOCTYPE html>"), ("table", b"qti-c40")]
-)
-def test_out_writes_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, start: bytes
-) -> None:
+STARTS = {
+    "table": "qti-c40 (preset)\n",
+    "markdown": "### Budgets\n",
+    "json": '{\n  "ok": true,\n',
+    "html": "<!DOCTYPE html>\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    assert main(["qti-c40", "--format", form]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(STARTS[form]) and "qti-c40" in printed
     path = tmp_path / "new" / "report"
     assert main(["qti-c40", "--format", form, "--out", str(path)]) == 0
-    assert path.read_bytes().startswith(start)
+    assert path.read_text(encoding="utf-8") == printed
     assert capsys.readouterr().out == f"wrote {str(path)!r}\n"
     assert main(["qti-c40", "--format", form, "--out", str(path), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_clock_sets_milliseconds_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """At half the clock twice the time."""
+    reports = []
+    for clock in ("100", "50"):
+        assert main(["report-125k", "--clock-mhz", clock]) == 0
+        reports.append(capsys.readouterr().out.splitlines())
+    different = [(a, b) for a, b in zip(*reports, strict=True) if a != b]
+    assert different[0][0].endswith("time at 100 MHz:") and len(different) == 5
+    for a, b in different[1:]:
+        times = [int(line.split("about ")[1].split(" ms")[0].replace(",", "")) for line in (a, b)]
+        assert times[1] == pytest.approx(2 * times[0], abs=2)
+
+
+@pytest.mark.parametrize("clock", ["0", "-1", "0.99", "10001", "nan", "inf", "-inf", "1e400"])
+def test_a_clock_out_of_range(capsys: pytest.CaptureFixture[str], clock: str) -> None:
+    line = fails_with_one_line(capsys, ["report-125k", f"--clock-mhz={clock}"])
+    assert "--clock-mhz=" in line and "a number from 1 to 10,000" in line
+
+
+@pytest.mark.parametrize("clock", ["fast", "", "1_0 0", "0x10"])
+def test_a_clock_that_is_no_number(capsys: pytest.CaptureFixture[str], clock: str) -> None:
+    assert "--clock-mhz" in fails_with_one_line(capsys, ["report-125k", f"--clock-mhz={clock}"])
+
+
+@pytest.mark.parametrize("clock", ["1", "10000"])
+def test_a_clock_at_its_ends(clock: str) -> None:
+    assert main(["report-125k", "--clock-mhz", clock, "--quiet"]) == 0
+
+
+def test_github(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary, out = tmp_path / "summary.md", tmp_path / "report.json"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    assert main(["qti-c40", "--github"]) == 0
+    assert capsys.readouterr().out == "::notice title=Budget::1 within every limit\n"
+    assert main(["qti-c80", "--github", "--json", "--out", str(out)]) == 1
+    captured = capsys.readouterr()
+    first, second, wrote = captured.out.splitlines()
+    assert first.startswith("::error title=Budget%3A parameters::qti-c80: parameters=314,650; ")
+    assert second.startswith("::error title=Budget%3A multiply_accumulates::qti-c80: ")
+    assert wrote == f"wrote {str(out)!r}" and captured.err.count("\n") == 2
+    assert json.loads(out.read_text())["ok"] is False
+    text = summary.read_text()
+    assert text.count("### Budgets") == 2 and "`qti-c40`" in text and "**over**" in text
+
+
+def test_github_outside_of_actions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    out = tmp_path / "report.json"
+    line = fails_with_one_line(capsys, ["qti-c40", "--github", "--out", str(out)])
+    assert "GITHUB_STEP_SUMMARY is not set" in line and not out.exists()
 
 
 def test_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +221,13 @@ def test_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(path), "--json"]) == 0
     (subject,) = json.loads(capsys.readouterr().out)["subjects"]
     assert (subject["name"], subject["kind"]) == (str(path), "checkpoint")
-    assert (subject["parameters"], subject["macs"]) == (125_330, 8_637_000)
+    plain = subject["conventions"]["plain"]
+    assert (plain["parameters"], plain["macs"]) == (125_330, 8_637_000)
+
+
+def test_the_shipped_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(SHIPPED)]) == 0
+    assert "125,330 of 128,000 parameters" in capsys.readouterr().out
 
 
 def test_checkpoint_that_claims_another_network(
@@ -128,13 +245,16 @@ def test_int8_flatbuffer_of_the_real_converter(
     assert main([str(path), "--json"]) == 0
     (subject,) = json.loads(capsys.readouterr().out)["subjects"]
     weights, biases = 8 * 5 * 5 * 3 + 8 * 3 + 8 * 10, 8 + 8 + 10
-    assert subject["parameters"] == weights + biases
-    assert subject["macs"] == 8 * 6 * 8 * 75 + 8 * 6 * 8 * 3 + 8 * 10
-    size = path.stat().st_size
-    assert subject["bytes"] == {"weights": weights, "biases": 4 * biases, "file": size}
-    # Max-pool 4 x 3 x 8 x 4, MEAN 4 x 3 x 8 inputs; two axes of four bytes.
+    figures = subject["figures"]
+    assert figures["parameters"] == weights + biases
+    assert figures["multiply_accumulates"] == 8 * 6 * 8 * 75 + 8 * 6 * 8 * 3 + 8 * 10
+    assert figures["flatbuffer_bytes"] == path.stat().st_size
+    # Two axes of the mean, of four bytes.
+    sizes = {"weights": weights, "biases": 4 * biases, "other": 8, "file": path.stat().st_size}
+    assert subject["bytes"] == sizes
+    # Max-pool 4 x 3 x 8 x 4, MEAN 4 x 3 x 8 inputs.
     nessi = subject["conventions"]["nessi_tflite"]
-    assert nessi["macs"] == subject["macs"] + 4 * 3 * 8 * 4 + 4 * 3 * 8
+    assert nessi["macs"] == figures["multiply_accumulates"] + 4 * 3 * 8 * 4 + 4 * 3 * 8
     assert nessi["parameters"] == weights + 4 * biases + 8
 
 
@@ -155,6 +275,7 @@ def test_float_flatbuffer_breaks_the_int8_rule(
         (["missing.tflite"], ["missing.tflite"]),
         (["missing.safetensors"], ["missing.safetensors"]),
         (["report-125k", "--limits", "missing.toml"], ["missing.toml"]),
+        (["report-125k", "--baseline", "missing.json"], ["baseline 'missing.json'"]),
         (["report-125k", "--format", "pdf"], ["'pdf'", "markdown"]),
         (["report-125k", "--json", "--format", "html"], ["not allowed"]),
         (["report-125k", "--verbose"], ["--verbose"]),
@@ -165,77 +286,6 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str], argv: list[str], words: l
     line = fails_with_one_line(capsys, argv)
     for word in words:
         assert word in line
-
-
-@pytest.mark.parametrize("suffix", [".tflite", ".safetensors"])
-def test_damaged_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rng, suffix: str
-) -> None:
-    for number in range(20):
-        path = tmp_path / f"{number}{suffix}"
-        path.write_bytes(rng.bytes(int(rng.integers(0, 400))))
-        fails_with_one_line(capsys, [str(path)])
-    (tmp_path / f"folder{suffix}").mkdir()
-    fails_with_one_line(capsys, [str(tmp_path / f"folder{suffix}")])
-
-
-@pytest.mark.parametrize("length", [0, 3, 8, 100, 1_000, 3_000])
-def test_truncated_flatbuffer(
-    tmp_path: Path,
-    convert_small_model: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
-    length: int,
-) -> None:
-    path = tmp_path / "cut.tflite"
-    path.write_bytes(convert_small_model("int8").read_bytes()[:length])
-    fails_with_one_line(capsys, [str(path)])
-
-
-@pytest.mark.parametrize(
-    "change", [{"widths": "wide"}, {"surprise": 1}, {"stem_channels": 10**300}, {"name": None}]
-)
-def test_checkpoint_of_an_impossible_network(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object]
-) -> None:
-    network = preset("report-125k").to_dict() | change
-    fails_with_one_line(capsys, [str(write_checkpoint(tmp_path / "c.safetensors", network))])
-
-
-# Names of the distributions a firmware team's CI has, and what they import.
-_ALLOWED = {"numpy", "flatbuffers"}
-_PROBE = """
-import sys
-sys.path.insert(0, {root!r})
-before = set(sys.modules)  # the environment's own start-up files may import things
-from budgets.__main__ import main
-codes = [main(["report-125k", "--out", {out!r}, "--format", form, "--quiet"])
-         for form in ("table", "markdown", "json", "html")]
-codes.append(main([{checkpoint!r}, "--quiet"]))
-outside = {{name.partition(".")[0] for name, module in sys.modules.items()
-           if name not in before and "site-packages" in (getattr(module, "__file__", None) or "")}}
-print(codes, sorted(outside))
-"""
-
-
-def test_runs_without_torch_or_tensorflow(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "c.safetensors", preset("report-125k").to_dict())
-    probe = _PROBE.format(root=str(ROOT), out=str(tmp_path / "report"), checkpoint=str(checkpoint))
-    command = [sys.executable, "-c", probe]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    codes, outside = done.stdout.strip().split("] ")
-    assert codes == "[0, 0, 0, 0, 0"
-    assert set(json.loads(outside.replace("'", '"'))) <= _ALLOWED
-
-
-def test_starts_and_reports_in_under_a_second() -> None:
-    command = [sys.executable, "-m", "budgets", "report-125k"]
-    seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy with something else
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0
-    assert min(seconds) < 1.0
 
 
 def test_exit_codes_reach_the_shell() -> None:

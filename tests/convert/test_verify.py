@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from budgets.check import check
 from budgets.count import count_graph
-from budgets.limits import check, load_limits
+from budgets.limits import load_limits
 from convert.__main__ import SHIPPED_CHECKPOINT
 from convert.flatbuffer import write
 from firmware_ref.graph import Graph, Tensor, parse

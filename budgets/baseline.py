@@ -1,0 +1,136 @@
+"""An earlier report to compare with: what changed, and what grew beyond its limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from budgets.check import Violation
+from budgets.count import Count
+from budgets.figures import SCHEMA_VERSION, layer_figures, model_figures
+from budgets.limits import LARGEST_LIMIT, Limits
+from firmware_ref.errors import InputError, read_bytes
+
+BASELINE_BYTES = 4 * 2**20
+MAKE = "make it again: python -m budgets SUBJECT... --json --out FILE"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a baseline says of one subject: its figures, and those of each layer by name."""
+
+    figures: Mapping[str, int]
+    layers: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure that is not what it was; ``layer`` is empty for one of the whole subject.
+
+    None stands where a figure or layer was not there before, or is not there any more.
+    """
+
+    layer: str
+    figure: str
+    before: int | None
+    after: int | None
+
+
+def load_baseline(path: str | Path) -> Mapping[str, Subject]:
+    """The subjects of a report by ``--json``, by name; another version's is refused."""
+    what = f"baseline {str(path)!r}"
+    data = read_bytes(path, BASELINE_BYTES, "baseline")
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} is not JSON; {MAKE}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION or type(version) is not int:
+        raise InputError(
+            f"{what}: schema_version={version!r:.40}; allowed is {SCHEMA_VERSION}; {MAKE}"
+        )
+    try:
+        return {_name(entry): _subject(entry) for entry in _list(document, "subjects")}
+    except InputError as error:
+        raise InputError(f"{what}: {error}; {MAKE}") from None
+
+
+def subject_of(baseline: Mapping[str, Subject], count: Count, path: str) -> Subject:
+    """What the baseline says of ``count``; an `InputError` where it says nothing."""
+    if count.name not in baseline:
+        known = ", ".join(repr(name)[:80] for name in list(baseline)[:5]) or "none"
+        raise InputError(
+            f"baseline {path!r} is stale: it has no subject {count.name!r:.80}, only {known}; "
+            f"{MAKE}"
+        )
+    return baseline[count.name]
+
+
+def changes(count: Count, before: Subject) -> list[Change]:
+    """Every figure of the subject and of its layers that differs, in the order of today's."""
+    found = _changes("", before.figures, model_figures(count))
+    now = {row.name: layer_figures(row) for row in count.on_device.layers}
+    for name in [*now, *(name for name in before.layers if name not in now)]:
+        found += _changes(name, before.layers.get(name, {}), now.get(name, {}))
+    return found
+
+
+def grown(count: Count, before: Subject, limits: Limits) -> list[Violation]:
+    """Every figure that grew by more than its ``growth_percent``."""
+    found = []
+    now = model_figures(count)
+    for name, percent in limits.growth_percent.items():
+        if name not in now:
+            continue
+        if name not in before.figures:
+            raise InputError(f"baseline says nothing of {name}, whose growth is limited; {MAKE}")
+        # As written in decimals: 0.1 % of 100,000,000 is 100,000 and no less.
+        most = int(before.figures[name] * (100 + Fraction(repr(percent))) // 100)
+        if now[name] > most:
+            limit = f"growth of {name}"
+            found.append(Violation(count.name, limit, now[name], most, before=before.figures[name]))
+    return found
+
+
+def _changes(layer: str, before: Mapping[str, int], after: Mapping[str, int]) -> list[Change]:
+    names = [*after, *(name for name in before if name not in after)]
+    return [
+        Change(layer, name, before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _subject(entry: Mapping[str, Any]) -> Subject:
+    device = entry.get("deployed") or entry
+    if not isinstance(device, dict):
+        raise InputError("deployed is not a table")
+    layers = {_name(row): _figures(row.get("figures")) for row in _list(device, "layers")}
+    return Subject(_figures(entry.get("figures")), layers)
+
+
+def _list(table: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = table.get(key)
+    if not (isinstance(found, list) and all(isinstance(item, dict) for item in found)):
+        raise InputError(f"{key} is not a list of tables")
+    return found
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise InputError(f"name={name!r:.40} is not a text")
+    return name
+
+
+def _figures(values: Any) -> dict[str, int]:
+    if not isinstance(values, dict):
+        raise InputError("figures is not a table")
+    for name, value in values.items():
+        if type(value) is not int or not 0 <= value <= LARGEST_LIMIT:
+            raise InputError(f"{name!r:.60}={value!r:.40} is not a whole number from 0 on")
+    return dict(values)

@@ -1,0 +1,109 @@
+"""The report as JSON, for machines and as a baseline of later ones.
+
+One object; ``schema_version`` changes when a key changes its meaning or goes away:
+
+- ``ok``: whether every subject is within every limit; ``limits``: what was allowed
+- ``costs``: by core, how far the estimate of instructions may be off, and cycles an instruction
+- ``subjects``: in the order given, each with ``name``, ``kind`` (``preset``, ``checkpoint``,
+  ``tflite``), ``figures`` (every figure that a limit may name, where it is known), ``violations``,
+  ``unchecked`` (limits without a figure here), ``changes`` (against a baseline), and
+
+  - ``conventions``: parameters and MACs by convention; ``bytes`` of constants by role and of the
+    file; ``parts`` of the file; ``peak_activation`` with its layer; ``arena`` of TFLM by part;
+    ``instructions`` by core, estimated, without operators of unknown cost; all empty or null but
+    the first for a network as trained
+  - ``layers``: each with ``name``, ``op``, ``output_shape``, ``figures``, and what only a device
+    graph has: bytes by role, ``elementwise`` and ``reductions`` elements, ``receptive_field``
+  - ``deployed``: the same of a network's device graph, else null
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from budgets import cost
+from budgets.count import CONVENTIONS, Count, LayerCount
+from budgets.figures import SCHEMA_VERSION, layer_figures, model_figures
+from budgets.limits import Limits
+from budgets.verdict import Verdict
+
+
+def as_json(verdicts: Sequence[Verdict], limits: Limits) -> str:
+    """The document, indented, each layer in a line of its own; with a newline at its end."""
+    document = {
+        "ok": not any(verdict.violations for verdict in verdicts),
+        "schema_version": SCHEMA_VERSION,
+        "limits": limits.to_dict(),
+        "costs": {name: dataclasses.asdict(core) for name, core in cost.cores().items()},
+        "subjects": [_subject(verdict) for verdict in verdicts],
+    }
+    return _indented(document, "") + "\n"
+
+
+def _indented(value: Any, margin: str) -> str:
+    """JSON with a line for each entry of a table that is no layer, and of a list of tables."""
+    inner = f"{margin}  "
+    if isinstance(value, dict) and value and "op" not in value:
+        left, right = "{}"
+        items = [f"{json.dumps(key)}: {_indented(item, inner)}" for key, item in value.items()]
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        left, right = "[]"
+        items = [_indented(item, inner) for item in value]
+    else:
+        return json.dumps(value)
+    return f"{left}\n{inner}" + f",\n{inner}".join(items) + f"\n{margin}{right}"
+
+
+def _subject(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "name": verdict.count.name,
+        "kind": verdict.count.kind,
+        "figures": model_figures(verdict.count),
+        "violations": [
+            {**dataclasses.asdict(violation), "message": violation.message}
+            for violation in verdict.violations
+        ],
+        "unchecked": list(verdict.unchecked),
+        "changes": [dataclasses.asdict(change) for change in verdict.changes],
+        **_count(verdict.count),
+    }
+
+
+def _count(count: Count) -> dict[str, Any]:
+    return {
+        "conventions": {
+            name: {"definition": CONVENTIONS[name], **dataclasses.asdict(total)}
+            for name, total in count.conventions.items()
+        },
+        "bytes": dict(count.sizes),
+        "parts": dict(count.parts),
+        "peak_activation": {"bytes": count.peak_bytes, "layer": count.peak_layer},
+        "arena": None if count.arena is None else dataclasses.asdict(count.arena),
+        "instructions": dict(count.instructions),
+        "layers": [_layer(row) for row in count.layers],
+        "deployed": None if count.deployed is None else _count(count.deployed),
+    }
+
+
+def _layer(row: LayerCount) -> dict[str, Any]:
+    found = {
+        "name": row.name,
+        "op": row.op,
+        "output_shape": list(row.output_shape),
+        "figures": layer_figures(row),
+    }
+    if not row.activation_bytes:  # a layer as trained
+        return found
+    return found | {
+        "bytes": {"weights": row.weight_bytes, "biases": row.bias_bytes, "other": row.other_bytes},
+        "elementwise": row.elementwise,
+        "reductions": row.reductions,
+        "receptive_field": {
+            "bands": row.receptive_bands,
+            "frames": row.receptive_frames,
+            "milliseconds": row.receptive_ms,
+        },
+    }
