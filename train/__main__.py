@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,15 @@ def ablate_parser() -> argparse.ArgumentParser:
     )
     _config_arguments(parser)
     _data_arguments(parser, 1, "official fold to leave out and test on (default 1)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many, from the config's on (default 1)",
+    )
+    only = "a technique to switch off, such as mix-up; repeatable (default: each that is on)"
+    parser.add_argument("--only", action="append", default=[], metavar="TECHNIQUE", help=only)
     parser.add_argument("--out", default="runs/ablation", help="folder to write into")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted ablation")
     _output_arguments(parser)
@@ -144,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from train import distributed
+    from train.run import RUN_FILE
 
-    with distributed.processes(), _resumable():
+    with distributed.processes(), _resumable(Path(args.out), RUN_FILE):
         return _train_here(args)
 
 
@@ -175,12 +186,14 @@ def _train_here(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
-    """Say how to go on after an interruption."""
+def _resumable(out: Path, claim: str) -> Iterator[None]:
+    """Say how to go on after an interruption; a run that began has left ``claim`` in ``out``."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command with --resume goes on") from None
+        began = any(out.glob(claim))
+        resume, anew = "the same command with --resume goes on", "nothing was begun, start again"
+        raise KeyboardInterrupt(f"interrupted; {resume if began else anew}") from None
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -218,20 +231,21 @@ def _correct(args: argparse.Namespace) -> int:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from train.ablate import ablate, as_text
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("ablate trains in one process; start it without torchrun")
+    from train.ablate import ablate, as_text, seeds_from, variants
     from train.progress import EpochLog
-    from train.run import Console
-
-    config, dataset, source = _prepared(args)
-    out = Path(args.out)
+    from train.run import RUN_FILE, Console
 
     def console(folder: Path) -> Console:
         return Console(EpochLog(args.quiet, folder), _warn)
 
-    with _resumable():
-        rows = ablate(config, dataset, args.fold, out, args.resume, source, console)
-    values = {"ok": True, "rows": [vars(row) for row in rows]}
-    print(json.dumps(values, indent=2) if args.json else as_text(rows))
+    out = Path(args.out)
+    with _resumable(out, f"*/*/{RUN_FILE}"):
+        config, dataset, source = _prepared(args)
+        configs, seeds = variants(config, args.only), seeds_from(config.seed, args.seeds)
+        found = ablate(configs, seeds, dataset, args.fold, out, args.resume, source, console)
+    print(json.dumps({"ok": True, **found.to_dict()}, indent=2) if args.json else as_text(found))
     return HOLDS
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from firmware_ref import graph, scheme
+from firmware_ref import graph
 from firmware_ref.arch import layers
 from firmware_ref.classify import Classifier
 from firmware_ref.errors import InputError
 from firmware_ref.manifest import ModelMetadata, read_checkpoint_manifest
 from train import checkpoint, qat_checkpoint
-from train.data import InputNormalization, Source, gather, over_windows
+from train.data import InputNormalization, Source, Windows, gather, over_log_mels, over_windows
 from train.dataset import Dataset
 from train.evaluate import evaluate, module_probabilities
 from train.extract import Cut
@@ -42,8 +43,7 @@ def assess(
     train_clips, clips = dataset.split(fold)
     clips = source.usable(clips, Cut(), warn)
     windows = gather(clips, dataset.devices, [source.extract(clips, Cut())], active_only=False)
-    normalization = InputNormalization(model.metadata.mean, model.metadata.std)
-    probabilities = over_windows(windows, normalization, model.probabilities)
+    probabilities = model.probabilities(windows)
     heard = {r.device for r in train_clips}
     sources = np.array([r.source for r in clips])[windows.clips]
     metrics = evaluate(
@@ -74,7 +74,7 @@ class _Model:
 
     kind: str
     metadata: ModelMetadata
-    probabilities: Callable[[np.ndarray], np.ndarray]
+    probabilities: Callable[[Windows], np.ndarray]
 
 
 def _torch(path: Path) -> _Model:
@@ -87,22 +87,21 @@ def _torch(path: Path) -> _Model:
         _check_size(saved, str(path))
         module = build_model(saved.network)
         load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
+    normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)
     return _Model(
         saved.manifest["stage"],
         saved.metadata,
-        lambda x: module_probabilities(module, x),
+        lambda windows: over_windows(windows, normalization, partial(module_probabilities, module)),
     )
 
 
 def _int8(path: Path) -> _Model:
     """The flatbuffer through `firmware_ref`: the numbers a device computes."""
     classifier = Classifier(graph.read(path))
-    grid = classifier.interpreter.input.quantization
-    assert grid is not None
     return _Model(
         "int8",
         classifier.metadata,
-        lambda x: classifier.probabilities(scheme.quantize(x, grid)),
+        lambda windows: over_log_mels(windows, classifier.of_log_mels),
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from firmware_ref.errors import InputError
 
 # Of this file's format and of the arithmetic of the features.
-VERSION = 2
+VERSION = 3
 CACHE_VARIABLE = "ASC_CACHE"
 # A file changed less than this ago may change again within one tick of the file system's clock.
 SETTLED_NS = 10**9

@@ -105,6 +105,11 @@ def over_windows(
     return np.concatenate([compute(inputs) for inputs in normalization.inputs(windows)])
 
 
+def over_log_mels(windows: Windows, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What ``compute`` makes of the log-mels (n, F, T) of every window, one after another."""
+    return np.concatenate([compute(log_mels) for log_mels in windows.chunks()])
+
+
 def gather(
     recordings: Sequence[Recording],
     devices: Sequence[str],

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from firmware_ref import frontend, scheme
+from firmware_ref import scheme
 from firmware_ref.agreement import agreed
+from firmware_ref.fixed_frontend import FixedFrontend, as_steps
 from firmware_ref.graph import Graph
 from firmware_ref.quantize import quantize_graph
 from firmware_ref.run import Interpreter
 from train import rounding
+from train.data import InputNormalization
 from train.qat import OPERATORS, DeviceNetwork
 
 BATCH = 16
@@ -30,17 +32,20 @@ def device_graph(device: DeviceNetwork) -> Graph:
     return quantize_graph(device.graph, device.float_constants(), grids, {})
 
 
-def device_logits(device: DeviceNetwork, inputs: np.ndarray) -> np.ndarray:
-    """Logits (N, classes) float32 in device arithmetic of (N, F, T, C) float32 network input."""
-    interpreter = Interpreter(device_graph(device))
-    grid, output = interpreter.input.quantization, interpreter.output.quantization
-    assert grid is not None and output is not None
-    return scheme.dequantize(interpreter.run(scheme.quantize(inputs, grid)), output)
+class DeviceListener:
+    """A network as a device hears with it: front end and network in integers."""
 
+    def __init__(self, device: DeviceNetwork, normalization: InputNormalization) -> None:
+        self._interpreter = Interpreter(device_graph(device))
+        grid, output = self._interpreter.input.quantization, self._interpreter.output.quantization
+        assert grid is not None and output is not None
+        self._output = output
+        self._frontend = FixedFrontend.of(normalization.mean, normalization.std, grid)
 
-def device_probabilities(device: DeviceNetwork, inputs: np.ndarray) -> np.ndarray:
-    """Class probabilities (N, classes) float64 in device arithmetic of (N, F, T, C) input."""
-    return frontend.softmax(device_logits(device, inputs))
+    def logits(self, log_mels: np.ndarray) -> np.ndarray:
+        """Logits (N, classes) float32 of (N, F, T) log-mels, as `train.extract` has for figures."""
+        codes = self._frontend.codes(as_steps(log_mels))
+        return scheme.dequantize(self._interpreter.run(codes), self._output)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.fft
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from firmware_ref import fixed_frontend
 from firmware_ref.audio import is_active, read_audio, windows
 from firmware_ref.errors import InputError
 from firmware_ref.features import FeatureDefinition, log_mel
@@ -45,8 +46,8 @@ class Cut:
     """How a recording becomes windows, and how exactly they are kept.
 
     Without ``hop_samples``: the deployed cut, every window. Training windows may be kept in half
-    precision, and are then computed in single; figures come from the definition itself, in double,
-    kept in single.
+    precision, and are then computed in single; figures come from the device's own integers, which
+    single precision holds (`firmware_ref.fixed_frontend`).
     """
 
     hop_samples: int | None = None
@@ -157,27 +158,27 @@ class _Task:
         """(n, F, T) windows in the dtype of the cut, and which are active; or why not."""
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # of samples near float32's limits
-                found, active = self._windows()
+                return self._windows()
         except InputError as error:
             return str(error)
-        if not np.isfinite(found).all():
-            return (
-                f"audio {str(self.recording.path)!r} is too loud to compute with; export it again"
-            )
-        return found, active
 
     def _windows(self) -> tuple[np.ndarray, np.ndarray]:
         recording, definition = self.recording, self.definition
         samples = heard(recording, definition)
         if self.variation.semitones:
             samples = pitch_shift(samples, self.variation.semitones, definition.sample_rate_hz)
+        if not np.isfinite(samples).all():
+            raise InputError(
+                f"audio {str(recording.path)!r} is too loud to compute with; export it again"
+            )
         parts = windows(samples, definition, self.cut.hop_samples)
+        pcm = fixed_frontend.pcm16(parts)  # a device hears no more
         gain = self.variation.gains.get(recording.device)
-        quick = self.cut.dtype == HALF
-        if quick:
-            log_mels = log_mel(parts, definition, gain, np.float32, scipy.fft.rfft)
-        if not (quick and np.isfinite(log_mels).all()):
-            log_mels = log_mel(parts, definition, gain)  # near the limits of single precision too
+        if gain is None and self.cut.dtype != HALF:
+            log_mels = fixed_frontend.as_reals(fixed_frontend.log_mel(pcm))
+        else:
+            sound = np.ldexp(pcm.astype(np.float32), -15)
+            log_mels = log_mel(sound, definition, gain, np.float32, scipy.fft.rfft)
         return log_mels.astype(self.cut.dtype), is_active(parts)
 
 

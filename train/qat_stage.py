@@ -16,8 +16,8 @@ from firmware_ref.frontend import softmax
 from firmware_ref.lowering import lower
 from train import checkpoint, distributed, loop, qat_checkpoint
 from train.config import ComputeConfig, Config
-from train.data import over_windows
-from train.device import device_logits
+from train.data import over_log_mels, over_windows
+from train.device import DeviceListener
 from train.evaluate import measure, module_logits
 from train.float_stage import scene_objective
 from train.fold import fold
@@ -98,7 +98,7 @@ def _validator(
     float_logits = over_windows(windows, normalization, lambda x: module_logits(float_model, x))
 
     def validate() -> Score:
-        logits = over_windows(windows, normalization, lambda x: device_logits(device, x))
+        logits = over_log_mels(windows, DeviceListener(device, normalization).logits)
         found = measure(softmax(logits), windows.labels, windows.clips)
         loss = distillation(
             torch.from_numpy(logits).double(),

@@ -5,25 +5,28 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 
-from budgets.limits import Limits, enforce_network
+from budgets.check import enforce_network
+from budgets.limits import Limits
 from firmware_ref.arch import Network
 from firmware_ref.errors import InputError, check_folder, read_bytes, write_whole
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.frontend import softmax
 from train import distributed, loop
 from train.config import Config
-from train.data import Source, over_windows
+from train.data import Source, over_log_mels, over_windows
 from train.dataset import Dataset
-from train.device import compare, device_logits
+from train.device import DeviceListener, compare
 from train.evaluate import evaluate, module_logits
 from train.float_stage import float_stage
 from train.memory import keep_freed_memory
@@ -36,6 +39,12 @@ from train.report import Report
 from train.teacher_stage import check_teachers, teacher_logits
 
 RUN_FILE = "run.json"
+# What `write_whole` leaves of a run's own files when the process is killed in it.
+LEFT_OVER = re.compile(
+    r"\.(run\.json|epochs\.jsonl|metrics\.json|report\.(md|html)|confusion-[a-z0-9_-]+\.png"
+    r"|(float|qat|teacher-\d+)(-state)?\.safetensors|teacher-\d+\.npz"
+    r"|spectrum-correction\.(npz|png))\.[a-z0-9_]{8}"
+)
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ def start(
 ) -> IO[bytes] | None:
     """Claim ``out`` for this run, or find it there; refuse another's.
 
-    A run that ended before it had learned anything leaves its folder free; one that goes on keeps
-    it, by a lock that ends with the process.
+    A run that ended before it had learned anything leaves its folder free (`check_free`); one that
+    goes on keeps it, by a lock that ends with the process.
     """
     if not distributed.is_first():
         return None
@@ -124,15 +133,12 @@ def start(
     content = {"config": config.to_dict(), "dataset": dataset.name, "test_fold": test_fold}
     content = json.loads(json.dumps(content))
     if not resume:
-        if any(out.glob("*.safetensors")) or any(out.glob("teacher-*.npz")):
-            raise InputError(
-                f"--out {str(out)!r} already holds a run; add --resume or name another"
-            )
+        check_free(out)
         check_folder(out, "--out")
         if path.exists():
             _lock(path).close()
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-        return _lock(path)
+        return _claimed(path)
     if not path.exists():
         raise InputError(f"--resume: {str(out)!r} holds no run; leave --resume out, or mend --out")
     try:
@@ -145,7 +151,22 @@ def start(
             f"--resume: {str(out)!r} holds a run with another {odd[0]}; resume with that one, or "
             "train into another --out"
         )
-    return _lock(path)
+    return _claimed(path)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder in which a run has learned something; it may also not be there yet."""
+    if any(out.glob("*.safetensors")) or any(out.glob("teacher-*.npz")):
+        raise InputError(f"--out {str(out)!r} already holds a run; add --resume or name another")
+
+
+def _claimed(path: Path) -> IO[bytes]:
+    """The file of a run, locked; what a killed process left half-written beside it is removed."""
+    lock = _lock(path)
+    for left in path.parent.iterdir():
+        if LEFT_OVER.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
+    return lock
 
 
 def _lock(path: Path) -> IO[bytes]:
@@ -170,15 +191,12 @@ def _measure(
     quantized: DeviceNetwork,
 ) -> Report:
     test, normalization = prepared.test, prepared.normalization
-    logits: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "float": lambda x: module_logits(float_model, x),
-        "qat": lambda x: module_logits(quantized, x),
-        "int8": lambda x: device_logits(quantized, x),
+    logits = {
+        name: over_windows(test, normalization, partial(module_logits, module))
+        for name, module in (("float", float_model), ("qat", quantized))
     }
-    probabilities = {
-        name: softmax(over_windows(test, normalization, compute))
-        for name, compute in logits.items()
-    }
+    logits["int8"] = over_log_mels(test, DeviceListener(quantized, normalization).logits)
+    probabilities = {name: softmax(values) for name, values in logits.items()}
     seen = [device in prepared.train_devices for device in dataset.devices]
     sources = np.array(prepared.test_sources)[test.clips]
     metrics = {

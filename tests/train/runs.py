@@ -24,6 +24,7 @@ SETTINGS = (
     "qat.epochs=1",
     "qat.batch_size=4",
     "qat.calibration_batches=2",
+    "qat.frozen_range_epochs=0",
     "compute.threads=1",
 )
 MODELS = ("float", "qat", "int8")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
+import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from firmware_ref.errors import BAD_INPUT, HOLDS
+from firmware_ref.errors import BAD_INPUT, HOLDS, INTERRUPTED
 from tests.train.runs import (
-    EVERYTHING,
     SETTINGS,
     TABLE,
     arguments,
@@ -25,9 +25,8 @@ from tests.train.runs import (
     with_teacher,
 )
 from train.__main__ import main
-from train.ablate import ALL, TECHNIQUES, Row, as_text
+from train.ablate import ALL, AVERAGED, TECHNIQUES
 from train.config_file import load_config
-from train.report import WARNING
 
 # One epoch a stage: the question is whether each trains at all.
 SHORT = ("float.epochs=2", "qat.epochs=1")
@@ -69,8 +68,12 @@ def small(tiny_esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def folder(name: str) -> str:
-    return name.replace(" ", "-")
+def folder(name: str, seed: int = 0) -> str:
+    return f"{name.replace(' ', '-')}/seed-{seed}"
+
+
+def runs_in(out: Path) -> set[str]:
+    return {path.parent.relative_to(out).as_posix() for path in out.rglob("run.json")}
 
 
 def test_every_technique_is_switched_off_once(
@@ -78,7 +81,7 @@ def test_every_technique_is_switched_off_once(
 ) -> None:
     """And each of these runs trains to its end."""
     out, _ = ablation
-    assert {path.name for path in out.iterdir()} == {folder(n) for n in (ALL, *TECHNIQUES)}
+    assert runs_in(out) == {folder(n) for n in (ALL, *TECHNIQUES)}
     whole = json.loads(json.dumps(load_config("esc10", settings).to_dict()))
     changed = {
         "mix-up": ("augment", "mixup_alpha", 0.0),
@@ -98,24 +101,29 @@ def test_every_technique_is_switched_off_once(
         assert whole[section][key] != value
         expected = {**whole, section: {**whole[section], key: value}}
         assert config == expected, name
-    weights = {path.read_bytes() for path in out.glob("*/float.safetensors")}
+    weights = {path.read_bytes() for path in out.glob("*/*/float.safetensors")}
     assert len(weights) == 1 + len(TECHNIQUES)
 
 
-def test_the_table_has_a_row_for_each(ablation: tuple[Path, dict[str, Any]]) -> None:
-    """The figures of each run's INT8 model."""
+def test_the_values_are_those_of_each_run(ablation: tuple[Path, dict[str, Any]]) -> None:
+    """The figures of its INT8 model, with the interval that its report has."""
     out, values = ablation
-    assert values["ok"] is True
-    assert [row["without"] for row in values["rows"]] == [ALL, *TECHNIQUES]
-    for row in values["rows"]:
-        report = json.loads((out / folder(row["without"]) / "metrics.json").read_text())
+    assert {**json.loads((out / "ablation.json").read_text()), "ok": True} == values
+    head = {"config": "esc10", "dataset": "ESC-10-Devices", "fold": 1, "seeds": [0]}
+    assert {key: values[key] for key in head} == head and values["warning"] is None
+    assert [variant["without"] for variant in values["variants"]] == [None, *TECHNIQUES]
+    whole = values["variants"][0]["mean"]["clip_accuracy"]
+    for variant in values["variants"]:
+        report = json.loads((out / folder(variant["without"] or ALL) / "metrics.json").read_text())
         found = report["metrics"]["int8"]
-        names = ("clip_accuracy", "clip_log_loss", "window_accuracy")
-        names += ("seen_accuracy", "unseen_accuracy")
-        figures = {name: found[name] for name in names}
-        same = {"without": row["without"], "selected_on_reported_split": False}
-        assert row == {**same, **figures}
-        assert row["unseen_accuracy"] is not None
+        figures = {name: found[name] for name in AVERAGED}
+        interval = {"clip_accuracy_interval": found["intervals"]["clip_accuracy"]}
+        assert variant["runs"] == [{"seed": 0, **figures, **interval}]
+        assert variant["mean"] == figures and figures["unseen_accuracy"] is not None
+        assert set(variant["std"].values()) == {None}
+        if variant["without"]:
+            change = {"mean": figures["clip_accuracy"] - whole, "std": None}
+            assert variant["clip_accuracy_change"] == change
 
 
 def test_a_finished_ablation_is_measured_again_and_not_trained(
@@ -126,12 +134,36 @@ def test_a_finished_ablation_is_measured_again_and_not_trained(
     assert main(again) == HOLDS
     captured = capsys.readouterr()
     assert captured.err == "" and contents(small) == before
-    rows = []
-    for name in (ALL, "mix-up", "time mask"):
-        found = json.loads((small / folder(name) / "metrics.json").read_text())["metrics"]["int8"]
-        names = ("clip_accuracy", "clip_log_loss", "window_accuracy")
-        rows.append(Row(name, *(found[n] for n in names), found["clip_accuracy"], None, False))
-    assert captured.out == as_text(rows) + "\n"
+    assert captured.out.startswith("config esc10, dataset ESC-10, fold 1, seeds 0\n\nwithout ")
+
+
+def test_seeds_and_techniques_are_added_to_an_ablation(
+    tiny_esc10: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what is new is trained, with the next seed; the table has the spread over both."""
+    out = Path(shutil.copytree(small, tmp_path / "more"))
+    old = {folder(name): lasting(out / folder(name)) for name in (ALL, "mix-up", "time mask")}
+    more = ("--resume", "--quiet", "--json", "--seeds", "2", "--only", "mix-up")
+    assert main(command(tiny_esc10, out, *more, settings=SMALL)) == HOLDS
+    values = json.loads(capsys.readouterr().out)
+    assert runs_in(out) == {*old, folder(ALL, 1), folder("mix-up", 1)}
+    assert {name: lasting(out / name) for name in old} == old
+    assert values["seeds"] == [0, 1]
+    whole, mixed = values["variants"]
+    assert (whole["without"], mixed["without"]) == (None, "mix-up")
+    for name, variant in ((ALL, whole), ("mix-up", mixed)):
+        for seed, found in enumerate(variant["runs"]):
+            run = out / folder(name, seed)
+            assert json.loads((run / "run.json").read_text())["config"]["seed"] == seed
+            report = json.loads((run / "metrics.json").read_text())["metrics"]["int8"]
+            assert found["seed"] == seed
+            assert found["clip_log_loss"] == report["clip_log_loss"]
+        losses = [found["clip_log_loss"] for found in variant["runs"]]
+        assert losses[0] != losses[1]
+        assert variant["mean"]["clip_log_loss"] == pytest.approx(statistics.mean(losses))
+        assert variant["std"]["clip_log_loss"] == pytest.approx(statistics.stdev(losses))
+    page = (out / "ablation.md").read_text()
+    assert "| seeds | 0 1 |" in page and "| mix-up |" in page and "time mask" not in page
 
 
 def test_an_interrupted_ablation_resumes_to_the_same_bytes(
@@ -139,36 +171,51 @@ def test_an_interrupted_ablation_resumes_to_the_same_bytes(
 ) -> None:
     """In the second run, of three epochs each; the first is not trained again."""
     interrupted(command(tiny_esc10, tmp_path, "--quiet", settings=SMALL), 5)
-    assert {path.name for path in tmp_path.iterdir()} == {folder(ALL), "mix-up"}
+    assert runs_in(tmp_path) == {folder(ALL), folder("mix-up")}
+    assert not list(tmp_path.glob("ablation.*"))
     stamp = (tmp_path / folder(ALL) / "qat.safetensors").stat().st_mtime_ns
     resumed = command(tiny_esc10, tmp_path, "--quiet", "--resume", settings=SMALL)
     assert main(resumed) == HOLDS
     for name in (ALL, "mix-up", "time mask"):
         assert lasting(tmp_path / folder(name)) == lasting(small / folder(name)), name
+    for name in ("ablation.json", "ablation.md"):
+        assert (tmp_path / name).read_bytes() == (small / name).read_bytes()
     assert (tmp_path / folder(ALL) / "qat.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize(
+    ("began", "how"),
+    [
+        (True, "the same command with --resume goes on"),
+        (False, "nothing was begun, start again"),
+    ],
+)
 def test_an_interruption_says_how_to_go_on(
-    tiny_devices: Path,
+    tiny_esc10: Path,
     tmp_path: Path,
-    settings: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    began: bool,
+    how: str,
 ) -> None:
+    """In the extraction of the first run, or before it."""
+
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.ablate.run", stop)
-    assert main(command(tiny_devices, tmp_path, "--quiet", settings=settings)) == 130
-    said = capsys.readouterr()
-    assert said == ("", "interrupted; the same command with --resume goes on\n")
+    monkeypatch.setattr("train.data.extract" if began else "train.datasets.load_dataset", stop)
+    assert main(command(tiny_esc10, tmp_path, "--quiet", settings=SMALL)) == INTERRUPTED
+    assert capsys.readouterr() == ("", f"interrupted; {how}\n")
+    assert runs_in(tmp_path) == ({folder(ALL)} if began else set())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ((), "already holds a run; add --resume or name another"),
-        (("--resume", "--set", "seed=5"), "holds a run with another config"),
+        ((), "seed-0' already holds a run; add --resume or name another"),
+        (("--set", "seed=5"), "seed-0' already holds a run; add --resume or name another"),
+        (("--resume", "--set", "seed=5"), "seed-5' holds no run; leave --resume out"),
+        (("--resume", "--set", "float.epochs=3"), "holds a run with another config"),
         (("--resume", "--fold", "2"), "holds a run with another test_fold"),
     ],
 )
@@ -184,47 +231,39 @@ def test_another_ablation_is_refused(
     assert message in one_line(capsys) and contents(small) == before
 
 
-def test_resuming_where_nothing_began_is_refused(
-    tiny_devices: Path,
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--resume",), "holds no run; leave --resume out"),
+        (("--only", "mixup"), f"--only 'mixup' is unknown; allowed: {', '.join(TECHNIQUES)}"),
+        (
+            ("--only", "mix-up", "--only", "ResNorm"),
+            "--only 'ResNorm' is off in config 'esc10' already; allowed with it: mix-up, time mask",
+        ),
+        (("--seeds", "0"), "--seeds 0; allowed: from 1 to 1,000"),
+        (("--seeds", "two"), "argument --seeds: invalid int value"),
+    ],
+)
+def test_bad_usage_is_refused_before_anything_is_begun(
+    tiny_esc10: Path,
     tmp_path: Path,
-    settings: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    assert main(command(tiny_esc10, tmp_path, "--quiet", *more, settings=SMALL)) == BAD_INPUT
+    assert message in one_line(capsys) and not list(tmp_path.iterdir())
+
+
+def test_several_processes_are_refused(
+    tiny_esc10: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    again = command(tiny_devices, tmp_path, "--quiet", "--resume", settings=settings)
-    assert main(again) == BAD_INPUT
-    assert "holds no run; leave --resume out" in one_line(capsys)
+    """What torchrun sets would have each of them train into the same folders."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command(tiny_esc10, tmp_path, "--quiet", settings=SMALL)) == BAD_INPUT
+    said = one_line(capsys)
+    assert said == "error: ablate trains in one process; start it without torchrun"
     assert not list(tmp_path.iterdir())
-
-
-def test_only_what_was_on_is_switched_off() -> None:
-    """Teachers' own recipe without a teacher is no technique."""
-    plain = load_config("esc10", (*SETTINGS, "teacher.epochs=1", "teacher.learning_rate=0.1"))
-    on = [name for name, without in TECHNIQUES.items() if without(plain) != plain]
-    assert on == ["mix-up", "frequency mask", "time mask", "restarts", "ResNorm"]
-    everything = load_config("esc10", EVERYTHING)
-    assert TECHNIQUES["distillation"](everything) == everything
-    off = ("augment.mixup_alpha=0", "float.restart_epochs=[]", "model.res_norm=false")
-    bare = load_config("esc10", (*SETTINGS, *off))
-    on = [name for name, without in TECHNIQUES.items() if without(bare) != bare]
-    assert on == ["frequency mask", "time mask"]
-
-
-def test_the_table_by_hand() -> None:
-    whole = Row(ALL, 0.5, 1.25, 0.4, 0.6, 0.25, False)
-    worse = Row("mix-up", 0.375, 1.5, 0.4375, 0.5, 0.125, False)
-    better = Row("time warp", 0.625, 1.0, 0.5, 0.75, None, False)
-    assert as_text([whole, worse, better]).splitlines() == [
-        "without    clips  change  log-loss  windows  seen  unseen",
-        "---------------------------------------------------------",
-        "            50.0             1.250     40.0  60.0    25.0",
-        "mix-up      37.5   -12.5     1.500     43.8  50.0    12.5",
-        "time warp   62.5   +12.5     1.000     50.0  75.0       -",
-    ]
-    nudged = dataclasses.replace(worse, clip_accuracy=0.376)
-    assert as_text([whole, worse, better]) != as_text([whole, nudged, better])
-
-
-def test_an_ablation_selected_on_the_reported_split_is_marked() -> None:
-    row = Row(ALL, 0.5, 1.25, 0.4, 0.6, 0.25, False)
-    assert WARNING not in as_text([row])
-    assert as_text([dataclasses.replace(row, selected_on_reported_split=True)]).startswith(WARNING)

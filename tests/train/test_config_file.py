@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from budgets.limits import enforce_network
+from budgets.check import enforce_network
 from firmware_ref.arch import preset
 from firmware_ref.errors import InputError
 from train.config import (

@@ -24,6 +24,21 @@ LONGER = ("float.epochs=20", "float.keep=best")
 # run.json, two files of corrections, nine of two epochs' logs and states for each of three stages,
 # two teachers, two checkpoints, six of the report.
 WRITES = 26
+# Dies when it has the features of one recording.
+IN_FEATURES = """
+import os, signal, sys
+from train.__main__ import main
+from train.cache import Store
+
+add = Store.add
+
+def killed(*arguments):
+    add(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add = killed
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +60,9 @@ def whole(
 
 @contextmanager
 def process(
-    command: Sequence[str], killed_in: int | None = None
+    command: Sequence[str], program: Sequence[str] = ("-m", "train")
 ) -> Iterator[subprocess.Popen[str]]:
-    """``python -m train`` in a process of its own."""
-    program = ["-m", "train"] if killed_in is None else ["tests/train/killed.py", str(killed_in)]
+    """``python -m train``, or a program that calls it, in a process of its own."""
     with subprocess.Popen(
         [sys.executable, *program, *command],
         cwd=ROOT,
@@ -60,10 +74,20 @@ def process(
         yield found
 
 
-def die(command: Sequence[str], killed_in: int) -> None:
+def die(command: Sequence[str], *program: str) -> None:
+    """Run it until it is killed."""
+    with process(command, program) as found:
+        assert found.wait() == -signal.SIGKILL, found.communicate()
+
+
+def die_writing(command: Sequence[str], number: int) -> None:
     """Run it until it is killed in the middle of that file."""
-    with process(command, killed_in) as found:
-        assert found.wait() == -signal.SIGKILL
+    die(command, "tests/train/killed.py", str(number))
+
+
+def left_over(out: Path) -> list[str]:
+    """The temporary files of a run, without what makes each name unique."""
+    return sorted(path.name.rpartition(".")[0] for path in out.glob(".*"))
 
 
 def wait_for(stage: str, number: int, out: Path, process: subprocess.Popen[str]) -> None:
@@ -116,15 +140,32 @@ def test_the_comparison_sees_one_changed_byte(finished: Path, copied: Path) -> N
 def test_a_process_that_is_killed_while_it_writes_resumes_to_the_same_bytes(
     tiny_devices: Path, tmp_path: Path, settings: tuple[str, ...], whole: dict[str, bytes]
 ) -> None:
-    """Twice: in the state of a teacher's first epoch, and, resumed, of the first float epoch."""
+    """Twice: in the state of a teacher's first epoch, and, resumed, of the first float epoch.
+
+    What each left half-written is gone when the next one has begun.
+    """
     out = tmp_path / "parts"
     command = arguments(tiny_devices, out, "--quiet", settings=settings)
-    die(command, 5)
-    die([*command, "--resume"], 11)
-    left = sorted(path.name.rpartition(".")[0] for path in out.glob(".*"))
-    assert left == [".float-state.safetensors", ".teacher-1-state.safetensors"]
+    die_writing(command, 5)
+    assert left_over(out) == [".teacher-1-state.safetensors"]
+    die_writing([*command, "--resume"], 11)
+    assert left_over(out) == [".float-state.safetensors"]
     assert main([*command, "--resume"]) == HOLDS
-    assert lasting(out) == whole
+    assert lasting(out) == whole and not left_over(out)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_process_that_is_killed_in_its_features_goes_on_with_and_without_resume(
+    finished: Path, tiny_esc10: Path, tmp_path: Path, resume: bool
+) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    command = arguments(tiny_esc10, out, "--quiet", "--cache", str(cache))
+    die(command, "-c", IN_FEATURES)
+    assert [path.name for path in out.iterdir()] == ["run.json"]
+    (index,) = cache.glob("*/index.jsonl")
+    assert len(index.read_text().splitlines()) == 1
+    assert main([*command, "--resume"] if resume else command) == HOLDS
+    assert lasting(out) == lasting(finished)
 
 
 @pytest.mark.slow
@@ -139,10 +180,11 @@ def test_whatever_file_it_is_killed_in(
     """Killed in the first one, the run has not begun, and begins anew."""
     out = tmp_path / "parts"
     command = arguments(tiny_devices, out, "--quiet", settings=settings)
-    die(command, killed_in)
+    die_writing(command, killed_in)
+    assert len(left_over(out)) == 1
     resume = ["--resume"] if killed_in > 1 else []
     assert main([*command, *resume]) == HOLDS
-    assert lasting(out) == whole
+    assert lasting(out) == whole and not left_over(out)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from firmware_ref.errors import BAD_INPUT, HOLDS
+from firmware_ref.errors import BAD_INPUT, HOLDS, INTERRUPTED
 from tests.train.runs import FILES, arguments, contents, lasting, one_line
 from train.__main__ import main
+from train.cache import Store
 
 
 def test_a_second_run_into_the_same_folder_is_refused(
@@ -46,6 +47,49 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert main(arguments(tiny_esc10, out, "--quiet", "--resume")) == HOLDS
     assert lasting(out) == lasting(finished)
     assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_a_run_interrupted_before_it_began_starts_again(
+    finished: Path,
+    tiny_esc10: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There --resume would be refused: the folder holds no run."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("train.datasets.load_dataset", interrupt)
+        assert main(arguments(tiny_esc10, out, "--quiet")) == INTERRUPTED
+    assert capsys.readouterr() == ("", "interrupted; nothing was begun, start again\n")
+    assert not out.exists()
+    assert main(arguments(tiny_esc10, out, "--quiet")) == HOLDS
+    assert lasting(out) == lasting(finished)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_interrupted_in_its_features_goes_on_with_and_without_resume(
+    finished: Path,
+    tiny_esc10: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    resume: bool,
+) -> None:
+    out = tmp_path / "out"
+    command = arguments(tiny_esc10, out, "--quiet", "--cache", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add", interrupt)
+        assert main(command) == INTERRUPTED
+    said = capsys.readouterr()
+    assert said == ("", "interrupted; the same command with --resume goes on\n")
+    assert set(contents(out)) == {"run.json"}
+    assert main([*command, "--resume"] if resume else command) == HOLDS
+    assert lasting(out) == lasting(finished)
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

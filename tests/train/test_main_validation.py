@@ -11,14 +11,22 @@ import pytest
 
 from firmware_ref.errors import BAD_INPUT, HOLDS
 from firmware_ref.features import FeatureDefinition
+from firmware_ref.frontend import softmax
 from tests.train.runs import SETTINGS, arguments, lasting, one_line
 from train import checkpoint, qat_checkpoint
 from train.__main__ import main
 from train.config_file import load_config
-from train.data import InputNormalization, Source, Windows, gather, over_windows
+from train.data import (
+    InputNormalization,
+    Source,
+    Windows,
+    gather,
+    over_log_mels,
+    over_windows,
+)
 from train.dataset import hold_out
 from train.datasets import load_dataset
-from train.device import device_probabilities
+from train.device import DeviceListener
 from train.evaluate import measure, module_probabilities
 from train.extract import Cut
 from train.model import build_model
@@ -77,8 +85,8 @@ def test_the_checkpoint_is_the_best_epoch_on_the_clips_held_out(
     saved, device = qat_checkpoint.load(validated / "qat.safetensors")
     data = held_out(recordings, tmp_path)
     normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)
-    probabilities = over_windows(data, normalization, lambda x: device_probabilities(device, x))
-    found = measure(probabilities, data.labels, data.clips)
+    logits = over_log_mels(data, DeviceListener(device, normalization).logits)
+    found = measure(softmax(logits), data.labels, data.clips)
     lines = epochs(validated, "qat")
     assert len({line["validation_loss"] for line in lines}) > 1, "the epochs can be told apart"
     best = min(lines, key=lambda line: line["validation_loss"])

@@ -15,10 +15,12 @@ import torch
 
 from firmware_ref.audio import read_audio
 from firmware_ref.errors import InputError
-from firmware_ref.features import features, log_mel
+from firmware_ref.features import features, log_mel, stack_deltas
+from firmware_ref.fixed_frontend import pcm16
 from firmware_ref.frontend import network_input
 from tests.train.runs import EVERYTHING, SETTINGS
 from tests.train.stages import CPU, DEFINITION, Bench, bench, no_warning, source
+from tests.train.trees import device_log_mel
 from train import data as data_module
 from train import spectrum_correction
 from train.config import AugmentConfig
@@ -44,8 +46,12 @@ def everything(tiny_devices: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def second(recording: Recording, place: int, hop: int) -> np.ndarray:
-    """A window's samples, cut by hand."""
-    return heard(recording, DEFINITION)[place * hop : place * hop + SECOND]
+    """A window's samples, cut by hand, in the 16 bits of a device."""
+    return in_16_bits(heard(recording, DEFINITION)[place * hop : place * hop + SECOND])
+
+
+def in_16_bits(samples: np.ndarray) -> np.ndarray:
+    return (pcm16(samples) / 2**15).astype(np.float32)
 
 
 def places(clips: np.ndarray) -> np.ndarray:
@@ -106,7 +112,7 @@ def test_the_comparison_sees_one_nudged_value(everything: Bench) -> None:
 
 
 def test_validation_and_test_windows_are_exactly_the_features(everything: Bench) -> None:
-    """Figures come from single precision."""
+    """Figures come from the device's own log-mels."""
     prepared, recordings = everything.prepared, everything.recordings
     assert prepared.validation is not None
     for windows, clips in (
@@ -117,7 +123,8 @@ def test_validation_and_test_windows_are_exactly_the_features(everything: Bench)
         found = np.concatenate(list(prepared.normalization.inputs(windows)))
         sounds = np.stack([second(clip, 0, SECOND) for clip in clips])
         mean, std = prepared.normalization.mean, prepared.normalization.std
-        np.testing.assert_array_equal(found, network_input(features(sounds, DEFINITION), mean, std))
+        expected = stack_deltas(device_log_mel(sounds))
+        np.testing.assert_array_equal(found, network_input(expected, mean, std))
         assert windows.labels.tolist() == [clip.label for clip in clips]
         names = [everything.dataset.devices[n] for n in windows.devices]
         assert names == [clip.device for clip in clips]
@@ -144,7 +151,7 @@ def test_every_variation_is_what_it_says(everything: Bench) -> None:
             sound = pitch_shift(sound, 2.0, DEFINITION.sample_rate_hz)
         if train.variation[n] == 2:
             gain = gains[recording.device]
-        wanted = log_mel(sound[start : start + SECOND], DEFINITION, gain)
+        wanted = log_mel(in_16_bits(sound[start : start + SECOND]), DEFINITION, gain)
         found = train.log_mels(np.array([n]))[0]
         # Half precision of what single precision gives.
         np.testing.assert_allclose(found, wanted, rtol=2.0**-11, atol=1e-5)

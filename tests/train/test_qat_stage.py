@@ -16,8 +16,8 @@ from tests.train.runs import EVERYTHING, SETTINGS, with_teachers
 from tests.train.stages import CPU, Bench, bench
 from train import checkpoint, loop, qat_checkpoint, qat_stage
 from train.config_file import CONFIG_FOLDER, load_config
-from train.data import over_windows
-from train.device import device_logits
+from train.data import over_log_mels, over_windows
+from train.device import DeviceListener
 from train.evaluate import module_logits
 from train.kd import DistillationObjective, FloatTeacherObjective
 from train.model import BCResNetMod, build_model
@@ -183,7 +183,7 @@ def test_a_score_is_the_loss_of_the_stage_in_device_arithmetic(
     assert windows is not None
     model = float_model(found)
     teacher = softmax(over_windows(windows, normalization, lambda x: module_logits(model, x)))
-    student = softmax(over_windows(windows, normalization, lambda x: device_logits(device, x)))
+    student = softmax(over_log_mels(windows, DeviceListener(device, normalization).logits))
     chosen = student[np.arange(len(windows)), windows.labels]
     entropy = -np.log(chosen).mean()
     divergence = (teacher * np.log(teacher / student)).sum(axis=1).mean()

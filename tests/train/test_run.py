@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, InputError
 from tests.train.runs import (
     EVERYTHING,
+    FILES,
     SETTINGS,
     arguments,
     contents,
@@ -191,6 +194,40 @@ def test_a_folder_is_claimed_while_a_run_goes_on_and_free_if_nothing_came_of_it(
         start(other, dataset, 2, tmp_path, resume=False)
     with pytest.raises(InputError, match="another config"):
         start(config, dataset, 2, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_a_killed_process_left_half_written_goes_and_nothing_else(
+    tiny_esc10: Path, tmp_path: Path, resume: bool
+) -> None:
+    config = load_config("esc10", SETTINGS)
+    dataset = load_dataset("esc10", tiny_esc10)
+    with start(config, dataset, 1, tmp_path, resume=False) or nullcontext():
+        pass
+    others = ("float-state.safetensors", "teacher-12.safetensors", "teacher-1.npz")
+    for name in {*FILES, *others, "spectrum-correction.npz", "spectrum-correction.png"}:
+        if name != "tensorboard":
+            os.close(tempfile.mkstemp(dir=tmp_path, prefix=f".{name}.")[0])
+    kept = {".run.json.bak", ".notes.md.original", "run.json.abcdefgh", ".float.txt.abcdefgh"}
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / ".run.json.a_folder").mkdir()
+    with start(config, dataset, 1, tmp_path, resume) or nullcontext():
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"run.json", ".run.json.a_folder", *kept}
+
+
+def test_a_process_that_trains_keeps_what_it_is_writing(tiny_esc10: Path, tmp_path: Path) -> None:
+    """Another, which is refused, does not take it for left over."""
+    config = load_config("esc10", SETTINGS)
+    dataset = load_dataset("esc10", tiny_esc10)
+    with start(config, dataset, 1, tmp_path, resume=False) or nullcontext():
+        descriptor, written = tempfile.mkstemp(dir=tmp_path, prefix=".epochs.jsonl.")
+        with open(descriptor, "wb"):
+            for resume in (False, True):
+                with pytest.raises(InputError, match="in use by another process"):
+                    start(config, dataset, 1, tmp_path, resume)
+        assert Path(written).exists()
 
 
 def test_the_report_says_what_repeats_it(finished: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 
 from firmware_ref.features import FeatureDefinition
+from firmware_ref.fixed_frontend import as_reals, log_mel, pcm16
 from train.dataset import Recording
 
 DEFINITION = FeatureDefinition()
@@ -24,9 +25,15 @@ def wav(path: Path, samples: np.ndarray, rate_hz: int = RATE_HZ, subtype: str = 
 
 
 def noise(seed: int, seconds: float = 1.0, level: float = 0.1) -> np.ndarray:
-    """White noise, float32."""
+    """White noise, float32, of 16-bit samples."""
     rng = np.random.default_rng(seed)
-    return (level * rng.standard_normal(round(seconds * SECOND))).astype(np.float32)
+    steps = np.rint(2**15 * level * rng.standard_normal(round(seconds * SECOND)))
+    return (steps / 2**15).astype(np.float32)
+
+
+def device_log_mel(samples: np.ndarray) -> np.ndarray:
+    """What a device computes of (..., n) samples, float32."""
+    return as_reals(log_mel(pcm16(samples)))
 
 
 def noise_recordings(folder: Path, count: int, seconds: float = 1.0) -> list[Recording]:
