@@ -99,6 +99,8 @@ class Network:
                     f"network {self.name}: ssn_bands={self.ssn_bands} does not divide the "
                     f"{bands} frequency bands of {stage}; choose a divisor"
                 )
+        if len(self.widths) in self.pool_after and min(bands, frames) < 2:
+            raise InputError(f"network {self.name}: the last max-pool leaves nothing; pool less")
 
     def stage_inputs(self) -> dict[str, Shape]:
         """Shape of the map each stage receives, by stage name."""

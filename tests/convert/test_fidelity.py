@@ -15,14 +15,15 @@ from firmware_ref import scheme
 from firmware_ref.agreement import agreed
 from firmware_ref.arch import PRESETS, Network
 from firmware_ref.features import FeatureDefinition, stack_deltas
+from firmware_ref.fixed_frontend import FixedFrontend, as_steps
 from firmware_ref.frontend import network_input, softmax
 from firmware_ref.graph import parse
 from firmware_ref.oracle import ORACLES, session
 from firmware_ref.verify import random_inputs, verify
 from tests.convert.members import device_network, examples
-from train.data import InputNormalization, Source, Windows, gather, over_windows
+from train.data import InputNormalization, Source, Windows, gather, over_log_mels
 from train.datasets import load_dataset
-from train.device import device_graph, device_probabilities
+from train.device import DeviceListener, device_graph
 from train.evaluate import measure
 from train.extract import Cut
 from train.qat import DeviceNetwork
@@ -42,11 +43,10 @@ def real_windows(audio_data: Path, cache: Path, step: int = 1) -> Windows:
 
 @pytest.fixture(scope="module")
 def windows(audio_data: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """64 normalised real windows, (64, F, T, 3), some of every class of fold 1."""
+    """Log-mels of 64 real windows, (64, F, T), some of every class of fold 1."""
     found = real_windows(audio_data, tmp_path_factory.mktemp("cache"), step=5)
     assert len(found) > 64
-    features = stack_deltas(found.log_mels(np.arange(64)))
-    return network_input(features, features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2)))
+    return found.log_mels(np.arange(64))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -54,7 +54,10 @@ def windows(audio_data: Path, tmp_path_factory: pytest.TempPathFactory) -> np.nd
 def test_presets_on_real_windows(windows: np.ndarray, name: str, seed: int) -> None:
     """Scales are QAT's, the training's own evaluation is the oracles' output, no tensor differs."""
     device = device_network(PRESETS[name], seed)
-    x = windows[..., : PRESETS[name].input_channels]
+    features = stack_deltas(windows)[..., : PRESETS[name].input_channels]
+    moments = features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2))
+    normalization = InputNormalization(*(tuple(float(v) for v in values) for values in moments))
+    x = network_input(features, *moments)
     calibrate(device, [torch.from_numpy(x[::4]).permute(0, 3, 1, 2)], seed)
     with torch.no_grad():  # as learned ranges would move them
         device.log_scale_changes.uniform_(-0.2, 0.2)
@@ -64,7 +67,9 @@ def test_presets_on_real_windows(windows: np.ndarray, name: str, seed: int) -> N
     stored = {t.name: t.quantization for t in graph.tensors if t.data is None}
     assert stored == dict(device.quantization)
     grid = device.quantization["input"]
-    codes = scheme.quantize(x, grid)
+    front = FixedFrontend.of(normalization.mean, normalization.std, grid)
+    codes = front.codes(as_steps(windows))
+    assert np.abs(codes - scheme.quantize(x, grid).astype(int)).max() <= 1
     report = verify(graph, data, codes, list(ORACLES.values()))
     assert report.ok and report.inputs == 64, report.to_dict()
     for oracle in ORACLES.values():
@@ -72,8 +77,8 @@ def test_presets_on_real_windows(windows: np.ndarray, name: str, seed: int) -> N
         outputs = np.concatenate(
             [run(codes[i : i + 1])[graph.outputs[0]] for i in range(len(codes))]
         )
-        expected = softmax(scheme.dequantize(outputs, device.quantization["logits"]))
-        assert np.array_equal(device_probabilities(device, x), expected)
+        expected = scheme.dequantize(outputs, device.quantization["logits"])
+        assert np.array_equal(DeviceListener(device, normalization).logits(windows), expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -113,8 +118,8 @@ def test_the_shipped_model_scores_what_its_card_says(audio_data: Path, tmp_path:
     wanted = saved.metadata
     data = real_windows(audio_data, tmp_path)
     normalization = InputNormalization(wanted.mean, wanted.std)
-    probabilities = over_windows(data, normalization, lambda x: device_probabilities(device, x))
-    found = measure(probabilities, data.labels, data.clips)
+    logits = over_log_mels(data, DeviceListener(device, normalization).logits)
+    found = measure(softmax(logits), data.labels, data.clips)
     card = SHIPPED_CHECKPOINT.with_suffix(".md").read_text(encoding="utf-8")
     row = re.search(
         r"^\| INT8 .*\| ([\d.]+) % \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+) \|$", card, re.M

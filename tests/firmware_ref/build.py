@@ -249,7 +249,7 @@ def _calibrated(
             kept = result[values[operator.inputs[0]] > source.zero_point[0]]
         else:
             kept = result
-        if np.isin(kept, (127,) if positive else (-128, 127)).mean() < 0.01:
+        if not kept.size or np.isin(kept, (127,) if positive else (-128, 127)).mean() < 0.01:
             best, high = (tensor, result), exponent
         else:
             low = exponent + 1

@@ -127,6 +127,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pool_after": (3,)}, r"pool_after=\(3,\); stages are numbered 1 to 2"),
     ({"pool_after": (0,)}, "stages are numbered 1 to 2"),
     ({"input_frames": 1}, "stage2 has no input left; pool less"),
+    ({"input_frames": 4, "pool_after": (1, 2)}, "the last max-pool leaves nothing; pool less"),
     ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
     ({"dropout": math.nan}, "dropout=nan"),
     ({"res_norm_lambda": 0}, r"res_norm_lambda=0 in \(0, 10\]"),
