@@ -265,9 +265,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--core", action="append", choices=tuple(BOARDS), help="one or more (default: all)"
     )
-    result.add_argument(
-        "--optimize", choices=("-O2", "-O3", "-Os"), default="-O3", help="default: -O3"
-    )
+    result.add_argument("--optimize", choices=("O2", "O3", "Os"), default="O3", help="default: O3")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
     return result
 
@@ -279,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     graph = graphs.read(args.model)
     sounds = seconds_of(args.audio) if args.audio else made_seconds()
     try:
-        measured, expected = emulate(graph, sounds, args.core or list(BOARDS), args.optimize)
+        measured, expected = emulate(graph, sounds, args.core or list(BOARDS), f"-{args.optimize}")
     except CheckFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return CHECK_FAILED
@@ -298,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers = sum(len(item.layers) for item in measured[:1])
     print(
         f"\n{len(expected)} windows, {layers} layers each: equal bit for bit on "
-        f"{len(measured)} builds ({args.optimize})\n"
+        f"{len(measured)} builds (-{args.optimize})\n"
     )
     print(as_text(measured), end="")
     return HOLDS
