@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from budgets import cost, rules
-from budgets.arena import Arena, arena
+from budgets.arena import Arena, arena, not_planned
 from budgets.deployed import deployed_graph
 from budgets.memory import live_activations, tensor_bytes
 from budgets.receptive import Field, receptive_fields, sound_milliseconds
@@ -97,9 +97,9 @@ class Count:
     ``sizes`` gives bytes of a flatbuffer's constants at each use, and of the ``file`` where there
     is one, by part in ``parts``. ``peak_bytes`` are the activations alive at once, at most, in
     ``peak_layer``; ``arena`` is TFLM's. ``instructions`` sums the layers' estimates by core;
-    ``not_costed`` names the kinds of operators left out. ``not_int8`` and
-    ``not_counted`` name tensors and operators that break the rules of `budgets.check.check`. A
-    network has none of these itself, its ``deployed`` graph has.
+    ``not_costed`` names the kinds of operators left out, ``not_planned`` why there is no arena.
+    ``not_int8`` and ``not_counted`` name tensors and operators that break the rules of
+    `budgets.check.check`. A network has none of these itself, its ``deployed`` graph has.
     """
 
     name: str
@@ -113,6 +113,7 @@ class Count:
     arena: Arena | None = None
     instructions: Mapping[str, int] = field(default_factory=dict)
     not_costed: tuple[str, ...] = ()
+    not_planned: tuple[str, ...] = ()
     not_int8: tuple[str, ...] = ()
     not_counted: tuple[str, ...] = ()
     deployed: Count | None = None
@@ -195,6 +196,7 @@ def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count
             core: sum(row.instructions.get(core, 0) for row in rows) for core in cost.cores()
         },
         not_costed=tuple(sorted({row.op for row in rows if not row.instructions})),
+        not_planned=not_planned(graph),
         not_int8=tuple(f"{t.name}: {t.dtype}" for t in graph.tensors if not _is_int8(t)),
         not_counted=tuple(
             f"{graph.name(operator)}: {operator.kind}"

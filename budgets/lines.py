@@ -145,7 +145,8 @@ def total_lines(count: Count, clock_mhz: float) -> list[str]:
 
 def _arena_lines(device: Count) -> list[str]:
     if device.arena is None:
-        return []
+        reasons = ", ".join(printable(reason) for reason in device.not_planned)
+        return [f"TFLM arena: not planned for {reasons}"] if reasons else []
     arena = device.arena
     return [
         f"TFLM arena, planned: {arena.total_bytes:,} bytes, {arena.head_bytes:,} of them scratch "

@@ -35,8 +35,9 @@ OFFSET_LIMIT = 2**62
 
 def pcm16(samples: np.ndarray) -> np.ndarray:
     """Float samples, nominally in [-1, 1], to the nearest int16, clipped; same shape."""
-    scaled = np.rint(np.asarray(samples, np.float64) * 2**15)
-    return np.clip(scaled, -(2**15), 2**15 - 1).astype(np.int16)
+    scaled = samples * np.asarray(2**15, samples.dtype)  # exact in any precision
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, -(2**15), 2**15 - 1, out=scaled).astype(np.int16)
 
 
 @lru_cache(maxsize=1)
@@ -100,12 +101,12 @@ def log_mel(pcm: np.ndarray) -> np.ndarray:
 
 def as_reals(log_mels: np.ndarray) -> np.ndarray:
     """`log_mel`'s integers as natural logarithms, float32, of which each has its own."""
-    return np.ldexp(np.asarray(log_mels, np.float32), -LOG_BITS)
+    return np.asarray(log_mels, np.float32) * np.float32(2.0**-LOG_BITS)
 
 
 def as_steps(log_mels: np.ndarray) -> np.ndarray:
     """The inverse of `as_reals`, int64; for any other reals the nearest steps."""
-    return np.rint(np.ldexp(np.asarray(log_mels, np.float64), LOG_BITS)).astype(np.int64)
+    return np.rint(np.asarray(log_mels, np.float64) * 2**LOG_BITS).astype(np.int64)
 
 
 def frame_log_mel(frames: np.ndarray) -> np.ndarray:

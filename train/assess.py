@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from firmware_ref import graph
 from firmware_ref.arch import layers
@@ -19,6 +18,7 @@ from firmware_ref.manifest import ModelMetadata, read_checkpoint_manifest
 from train import checkpoint, qat_checkpoint
 from train.data import InputNormalization, Source, Windows, gather, over_log_mels, over_windows
 from train.dataset import Dataset
+from train.device import device_inputs
 from train.evaluate import evaluate, module_probabilities
 from train.extract import Cut
 from train.model import build_model
@@ -79,14 +79,20 @@ class _Model:
 
 def _torch(path: Path) -> _Model:
     """A checkpoint, in float or simulated INT8."""
-    module: nn.Module
     if read_checkpoint_manifest(path)["stage"] == qat_checkpoint.STAGE:
-        saved, module = qat_checkpoint.load(path)
-    else:
-        saved = checkpoint.load(path, "float")
-        _check_size(saved, str(path))
-        module = build_model(saved.network)
-        load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
+        saved, device = qat_checkpoint.load(path)
+        heard = device_inputs(device, InputNormalization(saved.metadata.mean, saved.metadata.std))
+        return _Model(
+            saved.manifest["stage"],
+            saved.metadata,
+            lambda windows: over_log_mels(
+                windows, lambda x: module_probabilities(device, heard(x))
+            ),
+        )
+    saved = checkpoint.load(path, "float")
+    _check_size(saved, str(path))
+    module = build_model(saved.network)
+    load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
     normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)
     return _Model(
         saved.manifest["stage"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,15 @@ def device_graph(device: DeviceNetwork) -> Graph:
     """The INT8 graph of a network with grids: the one that `convert` writes, but for metadata."""
     grids = agreed(device.graph, device.quantization)
     return quantize_graph(device.graph, device.float_constants(), grids, {})
+
+
+def device_inputs(
+    device: DeviceNetwork, normalization: InputNormalization
+) -> Callable[[np.ndarray], np.ndarray]:
+    """From log-mels (N, F, T) to the reals (N, F, T, C) that a device's network hears."""
+    grid = device.quantization[device.activations[0]]
+    codes = FixedFrontend.of(normalization.mean, normalization.std, grid).codes
+    return lambda log_mels: scheme.dequantize(codes(as_steps(log_mels)), grid)
 
 
 class DeviceListener:

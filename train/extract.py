@@ -177,7 +177,7 @@ class _Task:
         if gain is None and self.cut.dtype != HALF:
             log_mels = fixed_frontend.as_reals(fixed_frontend.log_mel(pcm))
         else:
-            sound = np.ldexp(pcm.astype(np.float32), -15)
+            sound = pcm.astype(np.float32) * np.float32(2.0**-15)
             log_mels = log_mel(sound, definition, gain, np.float32, scipy.fft.rfft)
         return log_mels.astype(self.cut.dtype), is_active(parts)
 

@@ -26,7 +26,7 @@ from train import distributed, loop
 from train.config import Config
 from train.data import Source, over_log_mels, over_windows
 from train.dataset import Dataset
-from train.device import DeviceListener, compare
+from train.device import DeviceListener, compare, device_inputs
 from train.evaluate import evaluate, module_logits
 from train.float_stage import float_stage
 from train.memory import keep_freed_memory
@@ -191,11 +191,12 @@ def _measure(
     quantized: DeviceNetwork,
 ) -> Report:
     test, normalization = prepared.test, prepared.normalization
+    heard = device_inputs(quantized, normalization)
     logits = {
-        name: over_windows(test, normalization, partial(module_logits, module))
-        for name, module in (("float", float_model), ("qat", quantized))
+        "float": over_windows(test, normalization, partial(module_logits, float_model)),
+        "qat": over_log_mels(test, lambda x: module_logits(quantized, heard(x))),
+        "int8": over_log_mels(test, DeviceListener(quantized, normalization).logits),
     }
-    logits["int8"] = over_log_mels(test, DeviceListener(quantized, normalization).logits)
     probabilities = {name: softmax(values) for name, values in logits.items()}
     seen = [device in prepared.train_devices for device in dataset.devices]
     sources = np.array(prepared.test_sources)[test.clips]
