@@ -23,7 +23,9 @@ from convert.match import MismatchError, match
 from convert.onnx_export import export_onnx
 from firmware_ref import graph as graphs
 from firmware_ref.errors import CheckFailedError
+from firmware_ref.fixed_frontend import FixedFrontend
 from firmware_ref.graph import METADATA_NAME, Graph
+from firmware_ref.lowering import INPUT_NAME
 from firmware_ref.quantize import quantize_graph
 from firmware_ref.run import Interpreter
 from train import qat_checkpoint
@@ -46,12 +48,16 @@ def convert(
     """Convert a QAT checkpoint; ``say`` is told each stage before it begins.
 
     ``limits_file`` replaces the shipped limits. Raises `InputError` for a checkpoint that is
-    unreadable, `CheckFailedError` for one over a limit or an export that is not the network.
+    unreadable or whose input the front end cannot make, `CheckFailedError` for one over a limit or
+    an export that is not the network.
     """
     saved, device = qat_checkpoint.load(checkpoint_file)
     metadata = {METADATA_NAME: _metadata(saved)}
     limits = load_limits(limits_file)
     enforce_network(saved.network, limits)
+    heard = saved.metadata
+    # Refused before the time that exporting takes.
+    FixedFrontend.of(heard.mean, heard.std, device.quantization[INPUT_NAME])
     constants = device.float_constants()
     with tempfile.TemporaryDirectory(prefix="tinyscene-") as name:
         folder = Path(name)

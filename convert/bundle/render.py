@@ -11,8 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 TEMPLATES = "c/templates"
-# Numbers a line; of three characters, a sign and a comma the widest fill some 100 columns.
-NUMBERS_A_LINE = 16
+LINE_COLUMNS = 100
 # Punctuation that is itself within a C string; `?` could begin a trigraph.
 PLAIN = re.compile(r"[ -~]")
 ESCAPED = {'"': '\\"', "\\": "\\\\", "?": "\\?"}
@@ -54,14 +53,19 @@ def c_string(text: str) -> str:
 
 def c_float(value: float) -> str:
     """The shortest decimal literal of a float32 that reads back as the same."""
-    return f"{np.float32(value)}f"
+    return f"{np.float32(value)!s}f"
 
 
 def numbers(values: Iterable[int] | np.ndarray) -> str:
-    """Integers as the body of a C array, `NUMBERS_A_LINE` each line, indented."""
-    words = [str(value) for value in np.asarray(values).reshape(-1).tolist()]
-    lines = (words[at : at + NUMBERS_A_LINE] for at in range(0, len(words), NUMBERS_A_LINE))
-    return "\n".join(f"    {', '.join(line)}," for line in lines)
+    """Integers as the body of a C array, in indented lines of at most `LINE_COLUMNS`."""
+    lines, line = [], "   "
+    for value in np.asarray(values).reshape(-1).tolist():
+        word = f" {value},"
+        if len(line) + len(word) > LINE_COLUMNS:
+            lines.append(line)
+            line = "   "
+        line += word
+    return "\n".join([*lines, line])
 
 
 def coded(text: str) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from firmware_ref.graph import Graph
 
 HEADER_FILE, SOURCE_FILE = "tinyscene_model.h", "tinyscene_model.c"
 KERNELS_FILE = "tinyscene_kernels.h"
+LINE_COLUMNS = 97  # and the end of a comment
 C_FOLDER = Path(__file__).parents[1] / "c"
 
 
@@ -105,8 +107,9 @@ void tinyscene_trace(int32_t number, const char *layer, const int8_t *data, int3
     parts = []
     for item in functions:
         fused = f"; with {', '.join(item.fused)}" if item.fused else ""
-        layer = graph.tensors[item.output].name
-        parts.append(f"/* {_comment(layer)}{_comment(fused)} */\n{item.text}")
+        words = _comment(f"{graph.tensors[item.output].name}{fused}")
+        comment = textwrap.fill(words, LINE_COLUMNS, initial_indent="/* ", subsequent_indent=" * ")
+        parts.append(f"{comment} */\n{item.text}")
     return head + "\n".join(parts) + "\n" + _run(graph, memory, functions)
 
 
@@ -138,5 +141,6 @@ def _trace(graph: Graph, memory: Plan, number: int, item: Function) -> str:
 
 
 def _comment(text: str) -> str:
-    """Text that cannot end the comment it stands in."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text).replace("*/", "* /")
+    """Text that can neither end the comment it stands in nor seem to begin another."""
+    plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+    return plain.replace("*/", "* /").replace("/*", "/ *")

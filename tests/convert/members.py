@@ -22,7 +22,7 @@ from train.qat import DeviceNetwork
 from train.ranges import calibrate
 
 REPORT = PRESETS["report-125k"]
-# What the preset lacks: sub-bands, an expansion in every stage, no head, one channel, no biases.
+# What the preset lacks: sub-bands, an expansion in every stage, no head, no biases.
 SMALL = Network(
     name="small",
     stem_channels=8,
@@ -33,7 +33,6 @@ SMALL = Network(
     head_channels=None,
     first_res_norm="stem",
     classes=4,
-    input_channels=1,
 )
 
 

@@ -1,4 +1,4 @@
-"""The files for firmware: the C data are the model, compile without a warning, and are aligned."""
+"""Every bundle: its files are what the manifest says, of one conversion, and always the same."""
 
 from __future__ import annotations
 
@@ -6,116 +6,124 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from budgets.count import count_graph
 from budgets.lines import total_lines
-from convert.bundle import write_bundle
-from convert.pipeline import Conversion
+from convert.__main__ import TARGETS as NAMED
+from convert.bundle.contents import MANIFEST_FILE, TARGETS, Bundle, bundle
+from convert.bundle.facts import Facts
+from convert.bundle.windows import prove
+from convert.golden import made_seconds
 from firmware_ref.arch import Network, layers
-from firmware_ref.errors import InputError
+from firmware_ref.fixed_frontend import FixedFrontend
 from firmware_ref.graph import parse
+from firmware_ref.run import Interpreter
+from tests.convert.bundles import conversion, facts_of
 from tests.convert.members import Converted
-from train import qat_checkpoint
 
-FILES = ["manifest.json", "model.tflite", "model_data.cc", "model_data.h"]
-FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-# Prints the length, the remainder of the address by 16 and a CRC-32 computed bit by bit.
-MAIN = r"""
-#include "model_data.h"
-#include "model_data.h"
-#include <cstdint>
-#include <cstdio>
-int main() {
-  static_assert(sizeof tinyscene_model == TINYSCENE_MODEL_BYTES, "length");
-  std::uint32_t crc = 0xffffffffu;
-  for (unsigned char byte : tinyscene_model) {
-    crc ^= byte;
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0u);
-  }
-  const auto address = reinterpret_cast<std::uintptr_t>(tinyscene_model);
-  std::printf("%zu %u %08x %08x\n", sizeof tinyscene_model,
-              static_cast<unsigned>(address % 16), ~crc, TINYSCENE_MODEL_CRC32);
+SHARED = {
+    *("model.tflite", "manifest.json", "REPORT.md", "REPORT.html"),
+    *("CMakeLists.txt", "library.properties"),
+    *("examples/SelfTest/SelfTest.ino", "examples/Classify/Classify.ino"),
+    *("zephyr/module.yml", "zephyr/CMakeLists.txt", "zephyr/Kconfig"),
+    *("src/tinyscene_frontend.c", "src/tinyscene_frontend.h", "src/tinyscene_frontend_tables.h"),
 }
-"""
-# Takes the linker's alignment away from whatever follows it.
-ODD_BYTE = "extern const unsigned char odd_byte[]; const unsigned char odd_byte[] = {7};\n"
+OWN = {
+    "c99": {
+        *("main.c", "src/tinyscene_model.c", "src/tinyscene_model.h", "src/tinyscene_kernels.h"),
+        *("src/tinyscene_config.h", "src/tinyscene_golden.h"),
+        *("src/tinyscene_self_test.c", "src/tinyscene_self_test.h"),
+    },
+    "tflite-micro": {
+        *("main.cc", "src/model_data.cc", "src/model_data.h", "src/model_config.h"),
+        *("src/op_resolver.h", "src/tinyscene_interpreter.h", "src/golden.h"),
+        *("src/self_test.cc", "src/self_test.h"),
+    },
+}
 
 
 @pytest.fixture(scope="module")
-def compiler() -> str:
-    """A C++ compiler."""
-    found = shutil.which("g++")
-    if found is None:
-        pytest.skip("needs g++ to compile the bundle")
-    return found
+def facts(small: Converted) -> Facts:
+    return facts_of(small.checkpoint)
 
 
-def test_the_folder_holds_the_bundle_and_nothing_else(converted: Converted) -> None:
-    assert sorted(path.name for path in converted.folder.iterdir()) == FILES
+@pytest.fixture(scope="module", params=OWN)
+def made(request: pytest.FixtureRequest, facts: Facts) -> Bundle:
+    return bundle(facts, request.param)
 
 
-def numbers(text: str) -> bytes:
-    """The bytes of the array, from the source text."""
-    (body,) = re.findall(r"\{([^}]*)\}", text)
-    return bytes(int(number, 16) for number in re.findall(r"0x([0-9a-f]{2}),", body))
+def test_the_command_knows_the_targets() -> None:
+    assert tuple(TARGETS) == NAMED == tuple(OWN)
 
 
-def test_the_source_holds_the_bytes_of_the_model(converted: Converted) -> None:
-    text = (converted.folder / "model_data.cc").read_text()
-    assert numbers(text) == converted.model
-    assert "alignas(16)" in text
-    nudged = text.replace("0x54,", "0x55,", 1)  # the T of the identifier TFL3
-    assert nudged != text and numbers(nudged) != converted.model
+def test_a_bundle_holds_these_files_and_no_others(made: Bundle) -> None:
+    assert set(made.files) == SHARED | OWN[made.parts.target]
 
 
-def test_the_header_states_length_and_checksum(converted: Converted) -> None:
-    text = (converted.folder / "model_data.h").read_text()
-    defined = dict(re.findall(r"^#define (\w+) (\w+)$", text, re.MULTILINE))
-    assert int(defined["TINYSCENE_MODEL_BYTES"].removesuffix("u")) == len(converted.model)
-    crc = int(defined["TINYSCENE_MODEL_CRC32"].removesuffix("u"), 16)
-    assert crc == zlib.crc32(converted.model)
+def test_the_command_writes_these_very_bytes(small: Converted) -> None:
+    made = bundle(prove(conversion(small.checkpoint), made_seconds()), "tflite-micro")
+    found = {
+        str(path.relative_to(small.folder)): path.read_bytes()
+        for path in small.folder.rglob("*")
+        if path.is_file()
+    }
+    assert found == dict(made.files)
 
 
-def build(compiler: str, folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Compile the bundle in ``folder`` into a program, and run that."""
-    (tmp_path / "main.cc").write_text(MAIN)
-    (tmp_path / "odd.cc").write_text(ODD_BYTE)
-    program = tmp_path / "program"
-    sources = [tmp_path / "main.cc", tmp_path / "odd.cc", folder / "model_data.cc"]
-    subprocess.run([compiler, *FLAGS, f"-I{folder}", *sources, "-o", program], check=True)
-    return subprocess.run([program], check=True, capture_output=True, text=True)
+def test_the_manifest_lists_every_other_file_with_its_hash(made: Bundle) -> None:
+    values = json.loads(made.files[MANIFEST_FILE])
+    assert values == made.manifest and values["target"] == made.parts.target
+    assert list(made.files)[-1] == MANIFEST_FILE
+    assert values["files"] == {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in made.files.items()
+        if name != MANIFEST_FILE
+    }
 
 
-def test_it_compiles_and_lies_at_a_multiple_of_16(
-    converted: Converted, compiler: str, tmp_path: Path
+def test_the_same_checkpoint_gives_the_same_bytes(
+    small: Converted, made: Bundle, tmp_path: Path
 ) -> None:
-    length, remainder, computed, stated = build(compiler, converted.folder, tmp_path).stdout.split()
-    assert int(length) == len(converted.model) and int(remainder) == 0
-    assert computed == stated == f"{zlib.crc32(converted.model):08x}"
+    """From another folder, too: no path is in a file, nor a date."""
+    copy = tmp_path / "elsewhere" / "other name.safetensors"
+    copy.parent.mkdir()
+    copy.write_bytes(small.checkpoint.read_bytes())
+    assert bundle(facts_of(copy), made.parts.target).files == made.files
+    for name, content in made.files.items():
+        assert b"/tmp" not in content and str(Path.cwd()).encode() not in content, name
+        if name != "model.tflite":
+            assert not re.search(rb"\b20[2-4]\d-[01]\d-[0-3]\d\b", content), name
 
 
-def test_a_changed_byte_gives_another_checksum(
-    small: Converted, compiler: str, tmp_path: Path
-) -> None:
-    for name in ("model_data.h", "model_data.cc"):
-        shutil.copy(small.folder / name, tmp_path)
-    source = tmp_path / "model_data.cc"
-    source.write_text(source.read_text().replace("0x54,", "0x55,", 1))
-    _, _, computed, stated = build(compiler, tmp_path, tmp_path).stdout.split()
-    assert computed != stated == f"{zlib.crc32(small.model):08x}"
+def test_all_but_the_model_is_text_of_one_kind(made: Bundle) -> None:
+    for name, content in made.files.items():
+        if name == "model.tflite":
+            continue
+        text = content.decode("utf-8")
+        assert text.endswith("\n") and not text.endswith("\n\n"), name
+        assert "\r" not in text and not re.search(r"[ \t]+$", text, re.MULTILINE), name
+        if not name.startswith("REPORT"):
+            assert text.isascii(), name
+
+
+def test_comments_and_code_keep_to_a_hundred_columns(made: Bundle) -> None:
+    for name, content in made.files.items():
+        if name.endswith((".c", ".cc", ".h", ".ino", "CMakeLists.txt")):
+            long = [line for line in content.decode().splitlines() if len(line) > 104]
+            assert not long, (name, long[:3])
 
 
 def test_the_manifest_agrees_with_the_model(converted: Converted) -> None:
     manifest = json.loads((converted.folder / "manifest.json").read_text())
     model, graph = manifest["model"], parse(converted.model)
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert model["bytes"] == len(converted.model)
     assert model["sha256"] == hashlib.sha256(converted.model).hexdigest()
     assert model["crc32"] == f"{zlib.crc32(converted.model):08x}"
@@ -181,32 +189,35 @@ def test_the_reports_figures(report: Converted) -> None:
     assert 0 < macs < 0.02 * 8_637_000
 
 
-def again(converted: Converted) -> Conversion:
-    """The conversion, put together from its files."""
-    saved, _ = qat_checkpoint.load(converted.checkpoint)
+def test_the_manifest_says_what_was_verified(converted: Converted) -> None:
+    """And the golden windows are the front end's and the interpreter's."""
+    manifest = json.loads((converted.folder / "manifest.json").read_text())
+    verified = manifest["verified"]
+    assert verified["ok"] and verified["inputs"] == len(manifest["goldens"]) == 3
+    assert {oracle["name"] for oracle in verified["oracles"]} == {"tflite-runtime", "tflite-micro"}
+    assert all(oracle["mismatches"] == 0 < oracle["values"] for oracle in verified["oracles"])
     graph = parse(converted.model)
-    count = count_graph(graph, "model.tflite", len(converted.model))
-    return Conversion(converted.model, graph, count, saved)
+    for golden, (name, sound) in zip(manifest["goldens"], made_seconds(), strict=True):
+        samples = np.clip(np.rint(sound.astype(np.float64) * 32768), -32768, 32767)
+        codes = FixedFrontend.of_graph(graph).inputs(samples.astype(np.int16))
+        assert golden["name"] == name
+        assert golden["input_crc32"] == f"{zlib.crc32(codes.tobytes()):08x}"
+        assert golden["logits"] == Interpreter(graph).run(codes[None]).reshape(-1).tolist()
 
 
-def test_writing_again_gives_the_same_bytes(small: Converted, tmp_path: Path) -> None:
-    written = write_bundle(again(small), tmp_path / "a" / "folder")
-    assert sorted(path.name for path in written) == FILES
-    for path in written:
-        assert path.parent == tmp_path / "a" / "folder"
-        assert path.read_bytes() == (small.folder / path.name).read_bytes()
+def test_a_checkpoint_that_names_its_data_says_so(facts: Facts) -> None:
+    saved = facts.conversion.checkpoint
+    data = {"name": "My recordings", "test_fold": 3, "selected_on_test": True}
+    known = replace(saved, manifest={**saved.manifest, "dataset": data})
+    made = bundle(replace(facts, conversion=replace(facts.conversion, checkpoint=known)), "c99")
+    assert made.manifest["dataset"] == data
+    text = made.files["REPORT.md"].decode()
+    assert "| trained on | My recordings |" in text and "--fold 3`" in text
+    assert "Its epoch was chosen on the very recordings of that fold" in text
 
 
-def test_an_older_bundle_is_replaced(small: Converted, tmp_path: Path) -> None:
-    (tmp_path / "model.tflite").write_bytes(b"older")
-    (tmp_path / "kept.txt").write_text("another's")
-    write_bundle(again(small), tmp_path)
-    assert (tmp_path / "model.tflite").read_bytes() == small.model
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "kept.txt"])
-
-
-def test_a_file_in_the_folders_place_is_refused(small: Converted, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match="cannot be written"):
-        write_bundle(again(small), tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "no folder"
+def test_a_checkpoint_that_does_not_say_is_not_guessed_about(made: Bundle) -> None:
+    assert made.manifest["dataset"]["name"] is None
+    text = made.files["REPORT.md"].decode()
+    assert "| trained on | not known |" in text and "Not known here" in text
+    assert "--fold" not in text and "chosen on the very recordings" not in text

@@ -80,4 +80,4 @@ def test_a_plan_one_step_tighter_would_overlap() -> None:
 def test_the_depth_of_a_window_is_filled_up_to_eights() -> None:
     graph = built(SMALL)
     depths = {graph.name(op): depth(graph, op) for op in graph.operators if op.kind == "CONV_2D"}
-    assert depths["stem.conv"] == 32 and depths["stage1.block1.expand"] == 8
+    assert depths["stem.conv"] == 80 and depths["stage1.block1.expand"] == 8

@@ -264,11 +264,15 @@ def test_a_graph_that_is_not_the_networks_is_refused(small: Converted, stand_in:
 def test_a_model_over_a_limit_is_refused_though_its_network_is_not(
     small: Converted, stand_in: Any, tmp_path: Path
 ) -> None:
-    """A flatbuffer repeats the kernel of a convolution for each sub-band, and they count."""
+    """The size of the file is known once there is one."""
     limits = tmp_path / "limits.toml"
-    limits.write_text("[model]\nparameters = 1000\nmultiply_accumulates = 30_000_000\n")
+    limits.write_text(
+        "[model]\nparameters = 128_000\nmultiply_accumulates = 30_000_000\n"
+        "flatbuffer_bytes = 10_000\n"
+    )
     stand_in(small.exported)
-    with pytest.raises(InputError, match=r"model\.tflite: parameters=[\d,]+; allowed are 1,000; "):
+    match = r"model\.tflite: flatbuffer_bytes=[\d,]+; allowed are 10,000; "
+    with pytest.raises(InputError, match=match):
         pipeline.convert(small.checkpoint, lambda _: None, str(limits))
 
 

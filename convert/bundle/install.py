@@ -1,0 +1,134 @@
+"""A bundle into its folder: whole or not at all, and nothing of others' touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from firmware_ref.errors import InputError
+
+PREFIX = ".tinyscene-"
+
+
+def install(files: Mapping[str, bytes], folder: Path, manifest_file: str) -> list[Path]:
+    """Write the files, by path in ``folder``, in place of an earlier bundle's; returns where.
+
+    A new folder appears whole, by one rename. In one that exists, every file is first written
+    aside; then all are put in place, and back as they were where that is interrupted or fails.
+    What an earlier bundle's manifest lists, unchanged since, and this one lacks, is removed.
+    Raises `InputError` where the folder cannot be written.
+    """
+    folder = Path(os.path.realpath(folder))
+    try:
+        if folder.exists():
+            _replace(files, folder, _stale(files, folder, manifest_file))
+        else:
+            _create(files, folder)
+    except OSError as error:
+        name = error.filename2 or error.filename or folder
+        raise InputError(
+            f"{str(name)!r} cannot be written: {error.strerror or error}; give a writable --out"
+        ) from None
+    return [folder / name for name in files]
+
+
+def _create(files: Mapping[str, bytes], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PREFIX) as aside:
+        whole = Path(aside) / folder.name
+        _write(files, whole)
+        os.rename(whole, folder)
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _replace(files: Mapping[str, bytes], folder: Path, stale: list[str]) -> None:
+    for name in files:
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise InputError(f"{str(path)!r} is no regular file; move it, or give another --out")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PREFIX) as aside:
+        new, old = Path(aside) / "new", Path(aside) / "old"
+        _write(files, new)
+        moves = _Moves()
+        try:
+            for name in (*stale, *files):
+                if os.path.lexists(folder / name):
+                    moves.move(folder / name, old / name)
+            for name in files:
+                moves.move(new / name, folder / name)
+        except BaseException:
+            moves.undo()
+            raise
+    _remove_empty({(folder / name).parent for name in stale}, folder)
+
+
+class _Moves:
+    """Renames that can be taken back, with the folders made for them."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Path, Path]] = []
+        self._made: list[Path] = []
+
+    def move(self, source: Path, target: Path) -> None:
+        """Rename a file, into a folder that need not be there yet."""
+        for parent in reversed(target.parents):
+            if not parent.exists():
+                parent.mkdir()
+                self._made.append(parent)
+        # Noted before it is done: an interruption may come between the two.
+        self._done.append((source, target))
+        os.replace(source, target)
+
+    def undo(self) -> None:
+        """Everything as it was."""
+        for source, target in reversed(self._done):
+            if not os.path.lexists(source):
+                os.replace(target, source)
+        for parent in reversed(self._made):
+            parent.rmdir()
+
+
+def _stale(files: Mapping[str, bytes], folder: Path, manifest_file: str) -> list[str]:
+    """Paths that an earlier manifest lists with the hash they have, and the new bundle lacks."""
+    try:
+        listed = json.loads((folder / manifest_file).read_text(encoding="utf-8"))["files"]
+        entries = [(str(path), entry["sha256"]) for path, entry in listed.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return [
+        path
+        for path, sha256 in entries
+        if path not in files and _within(path) and _is(folder / path, sha256)
+    ]
+
+
+def _within(path: str) -> bool:
+    """A manifest may have been written by anyone: nothing outside the folder is touched."""
+    parts = PurePosixPath(path)
+    return not parts.is_absolute() and ".." not in parts.parts and "\0" not in path
+
+
+def _is(path: Path, sha256: Any) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
+def _remove_empty(folders: set[Path], root: Path) -> None:
+    """Folders that hold nothing any more, and those around them, within ``root``."""
+    for folder in folders:
+        while folder != root and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
