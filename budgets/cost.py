@@ -43,6 +43,29 @@ def cores() -> Mapping[str, Core]:
     return {name: Core(**values) for name, values in _costs()["cores"].items()}
 
 
+@dataclass(frozen=True)
+class BundleBytes:
+    """What a bundle for TFLite Micro takes besides flatbuffer and arena, measured."""
+
+    runtime_flash_bytes: int
+    frontend_flash_bytes: int
+    frontend_ram_bytes: int
+
+    def flash(self, flatbuffer_bytes: int) -> int:
+        """Of the whole bundle."""
+        return flatbuffer_bytes + self.runtime_flash_bytes + self.frontend_flash_bytes
+
+    def ram(self, arena_bytes: int) -> int:
+        """Of the whole bundle, without the stack."""
+        return arena_bytes + self.frontend_ram_bytes
+
+
+@functools.cache
+def bundle_bytes() -> BundleBytes:
+    """Measured on Cortex-M4."""
+    return BundleBytes(**_costs()["bundle"])
+
+
 def instructions(
     graph: Graph, operator: Operator, multiply_accumulates: int
 ) -> dict[str, int] | None:

@@ -148,10 +148,19 @@ def _arena_lines(device: Count) -> list[str]:
         reasons = ", ".join(printable(reason) for reason in device.not_planned)
         return [f"TFLM arena: not planned for {reasons}"] if reasons else []
     arena = device.arena
-    return [
+    lines = [
         f"TFLM arena, planned: {arena.total_bytes:,} bytes, {arena.head_bytes:,} of them scratch "
         f"(activations, buffers of kernels), {arena.tail_bytes:,} persistent"
     ]
+    if "file" in device.sizes:
+        whole = cost.bundle_bytes()
+        lines.append(
+            f"whole bundle on TFLM: flash about {whole.flash(device.sizes['file']):,} bytes "
+            f"with {whole.runtime_flash_bytes:,} of code and {whole.frontend_flash_bytes:,} of the "
+            f"front end, RAM about {whole.ram(arena.total_bytes):,} with {whole.frontend_ram_bytes:,} of "
+            "the front end, without the stack"
+        )
+    return lines
 
 
 def _cost_lines(device: Count, clock_mhz: float) -> list[str]:

@@ -130,3 +130,10 @@ def test_operators_without_inputs_cost_what_they_write() -> None:
     assert set((cost.instructions(graph, graph.operators[0], 0) or {}).values()) == {0}
     estimate = cost.instructions(graph, graph.operators[1], 0)
     assert estimate and estimate["cortex-m4"] == round(4 * 1.34)
+
+
+def test_a_bundle_adds_runtime_and_front_end() -> None:
+    """425 KB of flash with a model of 207 KB, and the front end's share, by hand."""
+    whole = cost.bundle_bytes()
+    assert whole.flash(207_000) == 207_000 + 218_000 + 13_636
+    assert whole.ram(100_000) == 100_000 + 128 * 44 * 4 + 1024 * 8 + 1024 * 2 + 4
