@@ -157,8 +157,8 @@ def _arena_lines(device: Count) -> list[str]:
         lines.append(
             f"whole bundle on TFLM: flash about {whole.flash(device.sizes['file']):,} bytes "
             f"with {whole.runtime_flash_bytes:,} of code and {whole.frontend_flash_bytes:,} of the "
-            f"front end, RAM about {whole.ram(arena.total_bytes):,} with {whole.frontend_ram_bytes:,} of "
-            "the front end, without the stack"
+            f"front end, RAM about {whole.ram(arena.total_bytes):,} with "
+            f"{whole.frontend_ram_bytes:,} of the front end, without the stack"
         )
     return lines
 
