@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from budgets.arena import Arena
-
 from budgets.check import check, unchecked
 from budgets.count import Count, LayerCount, Total
 from budgets.limits import Limits
