@@ -18,7 +18,8 @@ CHECKPOINT_FORMAT = "tinyscene-checkpoint"
 CHECKPOINT_VERSION = 1
 MANIFEST_KEY = "manifest"
 CHECKPOINT_LIMIT_BYTES = 256 * 2**20
-HEADER_LIMIT_BYTES = 16 * 2**20
+HEADER_LIMIT_BYTES = 2 * 2**20
+MAX_RANK = 8
 MAX_LABEL = 100
 
 
@@ -44,7 +45,7 @@ def read_checkpoint_header(path: str | Path) -> tuple[dict[str, Any], dict[str, 
         manifest = json.loads(header["__metadata__"][MANIFEST_KEY])
         kind, version = manifest["format"], manifest["version"]
         del header["__metadata__"]
-        elements = {name: math.prod(entry["shape"]) for name, entry in header.items()}
+        elements = {name: _elements(entry["shape"]) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{refusal} (no readable manifest); {remedy}") from None
     if kind != CHECKPOINT_FORMAT or version != CHECKPOINT_VERSION:
@@ -56,6 +57,17 @@ def read_checkpoint_header(path: str | Path) -> tuple[dict[str, Any], dict[str, 
         if not isinstance(manifest.get(key), kind):
             raise InputError(f"{refusal}: manifest key {key!r} is missing or malformed; {remedy}")
     return manifest, elements
+
+
+def _elements(shape: object) -> int:
+    """The elements of a tensor; sizes that no tensor has are a `ValueError`, and not multiplied."""
+    if not (
+        isinstance(shape, list)
+        and len(shape) <= MAX_RANK
+        and all(type(size) is int and 0 <= size <= CHECKPOINT_LIMIT_BYTES for size in shape)
+    ):
+        raise ValueError(f"shape={shape!r:.80}")
+    return math.prod(shape)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def network(**changes: Any) -> Count:
 
 def hostile() -> Count:
     """A flatbuffer whose names try every markup and a terminal escape."""
-    row = dataclasses.replace(STEM, name=HOSTILE, op="CUSTOM:<b>|\\|@all")
+    row = dataclasses.replace(STEM, name=HOSTILE, op="CUSTOM:<b>|\\|@all\x1b")
     return flatbuffer(
         name=HOSTILE,
         layers=(row,),

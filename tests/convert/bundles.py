@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+import pytest
 
 from budgets.count import count_graph
 from convert.bundle.contents import Bundle, bundle
@@ -78,3 +81,11 @@ def run(*command: str | Path, cwd: Path, stdin: bytes = b"") -> str:
     words = (done.stdout + done.stderr).decode(errors="replace")
     assert done.returncode == 0, words[:4000]
     return done.stdout.decode("utf-8")
+
+
+def tool(name: str, package: str = "build-essential") -> str:
+    """The path of a tool; the test skips where there is none."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}: apt-get install {package}")
+    return found
