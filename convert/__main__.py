@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,12 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_bundle(made: Bundle, out: str) -> None:
     """Files, totals, and what to do next."""
+    from convert.bundle.contents import MODEL_FILE
+
     for path, content in made.files.items():
         print(f"{len(content):>9,} bytes  {Path(out) / path}")
     ram, flash = made.manifest["ram_bytes"], made.manifest["flash_bytes"]
     print(f"RAM   {_sum(ram)}, and the stack")
     print(f"flash {_sum(flash)}, and {made.parts.code}")
-    model = "" if out == DEFAULT_OUT else f" --model {Path(out) / 'model.tflite'}"
+    model = "" if out == DEFAULT_OUT else f" --model {shlex.quote(f'{out}/{MODEL_FILE}')}"
     print(f"next: ./scripts/emulate{model}    (on emulated Cortex-M4, M7, M33, M55; bit for bit)")
 
 

@@ -85,7 +85,8 @@ def _attempt(model: bytes, arena_bytes: int) -> str | None:
     # A negative code is the signal of a pointer that the wheel did not check.
     if done.returncode == REFUSED or done.returncode < 0:
         return None
-    raise CheckFailedError(f"measuring the arena failed: {done.stderr.decode()[-300:]}")
+    words = done.stderr.decode(errors="replace").strip().splitlines()
+    raise CheckFailedError(f"measuring the arena failed: {words[-1] if words else 'no word'}")
 
 
 def _run(model: bytes, arena_bytes: int) -> int:

@@ -71,7 +71,7 @@ def parts(facts: Facts) -> Parts:
             Amount("constants of the network", constant_bytes(network)),
             Amount("tables of the front end", constant_bytes(frontend)),
         ),
-        code="the code of both, which ./scripts/emulate measures",
+        code="code, 10 to 25 KB on Cortex-M, which ./scripts/emulate measures",
         equal=EQUAL,
         steps=STEPS,
     )

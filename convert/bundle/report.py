@@ -127,7 +127,8 @@ def _equal(facts: Facts, parts: Parts) -> Table:
         (
             "model.tflite in firmware_ref",
             f"{result.name} {result.version}, {result.kernels}",
-            f"at conversion: {verified.inputs} windows, {result.tensors} tensors, "
+            f"at conversion: {verified.inputs} window{'s'[: verified.inputs - 1]}, "
+            f"{result.tensors} tensors, "
             f"{result.values:,} values, {result.mismatches} differ",
         )
         for result in verified.oracles

@@ -89,7 +89,7 @@ def parts(facts: Facts) -> Parts:
             Amount("flatbuffer", len(facts.model)),
             Amount("tables of the front end", constant_bytes(frontend)),
         ),
-        code="the code of TFLite Micro and of the front end",
+        code="code, of TFLite Micro and of the front end",
         equal=EQUAL,
         steps=STEPS,
         more={
