@@ -87,8 +87,13 @@ def _one_line(message: str) -> str:
     return line.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
-def read_bytes(path: str | Path, limit_bytes: int, what: str) -> bytes:
-    """Read a whole file of at most ``limit_bytes``; ``what`` names it in the error."""
+def read_bytes(
+    path: str | Path, limit_bytes: int, what: str, first_bytes: int | None = None
+) -> bytes:
+    """Read a file of at most ``limit_bytes``, or its ``first_bytes``.
+
+    ``what`` names it in the error, an `InputError`.
+    """
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -98,7 +103,8 @@ def read_bytes(path: str | Path, limit_bytes: int, what: str) -> bytes:
             raise InputError(
                 f"{what} {str(path)!r} has {size:,} bytes; at most {limit_bytes:,} are accepted"
             )
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(first_bytes)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{what} {str(path)!r} cannot be read: {reason}; check the path") from None

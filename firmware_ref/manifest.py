@@ -34,7 +34,7 @@ def read_checkpoint_header(path: str | Path) -> tuple[dict[str, Any], dict[str, 
     A safetensors file starts with the length of a JSON header (little-endian uint64) whose
     ``__metadata__`` maps strings to strings; ours has one entry, the manifest.
     """
-    data = read_bytes(path, CHECKPOINT_LIMIT_BYTES, "checkpoint")
+    data = read_bytes(path, CHECKPOINT_LIMIT_BYTES, "checkpoint", 8 + HEADER_LIMIT_BYTES)
     refusal = f"checkpoint {str(path)!r} is not a tinyscene checkpoint"
     remedy = "give a .safetensors file written by `python -m train`"
     length = int.from_bytes(data[:8], "little")
@@ -50,7 +50,7 @@ def read_checkpoint_header(path: str | Path) -> tuple[dict[str, Any], dict[str, 
         raise InputError(f"{refusal} (no readable manifest); {remedy}") from None
     if kind != CHECKPOINT_FORMAT or version != CHECKPOINT_VERSION:
         raise InputError(
-            f"{refusal} of this version: format={kind!r} version={version!r}; allowed is "
+            f"{refusal} of this version: format={kind!r:.40} version={version!r:.40}; allowed is "
             f"{CHECKPOINT_FORMAT!r} version {CHECKPOINT_VERSION}; {remedy}"
         )
     for key, kind in (("network", dict), ("stage", str), ("labels", list)):

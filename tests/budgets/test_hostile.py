@@ -16,6 +16,7 @@ from firmware_ref.arch import Network, preset
 from firmware_ref.errors import InputError
 from firmware_ref.graph import MAX_OPERATORS
 from firmware_ref.lowering import lower
+from firmware_ref.manifest import CHECKPOINT_LIMIT_BYTES
 from tests.budgets.commands import Finished, measured, slowness, write_checkpoint
 from tests.firmware_ref.build import Model
 
@@ -150,6 +151,14 @@ def test_a_nested_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     held(measured("-m", "budgets", str(path), "--quiet"), 2, "no readable manifest")
+
+
+def test_a_checkpoint_as_large_as_may_be(tmp_path: Path) -> None:
+    """Its header is read, not its tensors."""
+    path = write_checkpoint(tmp_path / "c.safetensors", NETWORK)
+    with path.open("r+b") as file:
+        file.truncate(CHECKPOINT_LIMIT_BYTES)
+    held(measured("-m", "budgets", str(path), "--quiet"), 0, "")
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,15 @@ def test_a_file_on_the_limit_is_read(tmp_path: Path) -> None:
         read_bytes(path, 4, "thing")
 
 
+def test_the_first_bytes_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5, "thing", 2) == b"12"
+    assert read_bytes(path, 5, "thing", 9) == b"12345"
+    with pytest.raises(InputError, match="has 5 bytes"):
+        read_bytes(path, 4, "thing", 2)
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
