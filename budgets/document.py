@@ -40,7 +40,8 @@ def as_json(verdicts: Sequence[Verdict], limits: Limits) -> str:
         "costs": {name: dataclasses.asdict(core) for name, core in cost.cores().items()},
         "subjects": [_subject(verdict) for verdict in verdicts],
     }
-    return _indented(document, "") + "\n"
+    # The same to a reader of JSON, and no command to the runner of GitHub Actions.
+    return _indented(document, "").replace("##[", "\\u0023#[") + "\n"
 
 
 def _indented(value: Any, margin: str) -> str:

@@ -13,6 +13,7 @@ from budgets.count import CONVENTIONS, Count, LayerCount
 from budgets.figures import INSTRUCTIONS, model_figures
 from budgets.limits import Limits
 from budgets.verdict import Verdict
+from firmware_ref.errors import without_commands
 
 NAME_CHARACTERS = 100
 # Why the weights are more than those of the bundle's manifest, which counts what the file holds.
@@ -107,9 +108,10 @@ def rows(count: Count) -> list[Row]:
 
 
 def printable(text: str) -> str:
-    """``text`` without control or non-ASCII characters, shortened: safe for any terminal."""
+    """``text`` without control or non-ASCII characters, shortened: safe for a terminal or log."""
     if not (text.isascii() and text.isprintable()):
         text = ascii(text)[1:-1]
+    text = without_commands(text)
     return text if len(text) <= NAME_CHARACTERS else text[: NAME_CHARACTERS - 3] + "..."
 
 

@@ -13,6 +13,8 @@ HOLDS = 0
 CHECK_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+# Names come from files: one of a million characters would hide the rest of a log.
+LONGEST_LINE = 4_000
 
 # The smallest extra of this project (pyproject.toml) that brings a package; else `convert`.
 EXTRAS = {
@@ -81,10 +83,26 @@ def _fail(message: str, code: int = BAD_INPUT) -> int:
 
 
 def _one_line(message: str) -> str:
-    """One line for stderr, control characters and what the terminal cannot show escaped."""
-    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))
+    """One line for stderr, control characters and what the terminal cannot show escaped.
+
+    Of one that is too long the middle is left out: at its end it says what to do.
+    """
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in without_commands(line))
     encoding = sys.stderr.encoding or "ascii"
     return line.encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+def without_commands(text: str) -> str:
+    """``text``, a line or the start of one, with commands to GitHub Actions in a log escaped.
+
+    Its runner obeys ``::`` at the start of a line and ``##[`` anywhere in it (actions/runner,
+    ActionCommand.cs).
+    """
+    text = text.replace("##[", "\\x23#[")
+    return text.replace(":", "\\x3a", 1) if text.lstrip().startswith("::") else text
 
 
 def read_bytes(

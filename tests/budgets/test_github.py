@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from budgets.__main__ import FORMATS, render
+from budgets.baseline import Change
 from budgets.check import Violation
 from budgets.github import SUMMARY_VARIABLE, append_summary, workflow_commands
 from budgets.limits import LayerLimit, Limits
 from budgets.verdict import Verdict
 from firmware_ref.errors import InputError
-from tests.budgets.counts import flatbuffer, hostile, judged, network
+from tests.budgets.counts import STEM, flatbuffer, hostile, judged, network
 
 # A command as actions/runner reads it (ActionCommand.cs): properties up to the second "::".
 COMMAND = re.compile(r"::(?P<command>\w+) (?P<name>\w+)=(?P<value>[^:,\r\n]*)::(?P<data>[^\r\n]*)")
@@ -83,6 +87,32 @@ def test_hostile_names_are_one_line_each() -> None:
         "Budget: int8",
         "Budget: operators",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["::error::x", "  ::add-mask::x", "a##[error]x", "\\##[stop-commands]x", "\n::debug::x"]
+)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_name_in_a_report_is_no_command(form: str, name: str) -> None:
+    """As the runner looks for commands in all that a step prints (ActionCommand.cs)."""
+    count = flatbuffer(
+        name=name,
+        layers=(dataclasses.replace(STEM, name=name, op=name),),
+        peak_layer=name,
+        not_costed=(name,),
+        not_planned=(name,),
+        not_int8=(name,),
+        not_counted=(name,),
+        arena=None,
+    )
+    limits = Limits({"parameters": 1}, (LayerLimit("*", {"live_bytes": 1}),))
+    verdict = judged(count, limits, changes=(Change(name, name, 1, 2), Change("", name, 1, 2)))
+    text = render(form, [verdict], limits, 100.0)
+    for line in text.splitlines():
+        assert not line.lstrip().startswith("::") and "##[" not in line
+    if form == "json":
+        (subject,) = json.loads(text)["subjects"]
+        assert subject["name"] == subject["layers"][0]["name"] == name
 
 
 def test_the_summary_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,13 @@ from firmware_ref.errors import (
     CHECK_FAILED,
     HOLDS,
     INTERRUPTED,
+    LONGEST_LINE,
     CheckFailedError,
     InputError,
     check_folder,
     guarded,
     read_bytes,
+    without_commands,
     write_whole,
 )
 
@@ -241,6 +243,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         (MemoryError(), BAD_INPUT, "more memory than there is"),
         (OSError(28, "No space left on device"), BAD_INPUT, "No space left on device"),
         (InputError("a\x1b[31mb"), BAD_INPUT, "error: a\\x1b[31mb"),
+        (InputError("a\n::error::b ##[error]c"), BAD_INPUT, "a ::error::b \\x23#[error]c"),
     ],
 )
 def test_each_failure_is_one_line(
@@ -249,3 +252,27 @@ def test_each_failure_is_one_line(
     assert command(error)([]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_line_too_long_has_its_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(InputError("a" * LONGEST_LINE))([]) == BAD_INPUT
+    assert capsys.readouterr().err == f"error: {'a' * LONGEST_LINE}\n"
+    assert command(InputError("tensor " + "a" * 2_000_000 + "; convert it again"))([]) == BAD_INPUT
+    line = capsys.readouterr().err
+    assert len(line) < LONGEST_LINE + 20 and line.startswith("error: tensor aaa")
+    assert "a ... a" in line and line.endswith("a; convert it again\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("a::b: #[c]", "a::b: #[c]"),
+        ("::a::", "\\x3a:a::"),
+        (" ::a", " \\x3a:a"),
+        (":::a", "\\x3a::a"),
+        ("##[a]##[b]", "\\x23#[a]\\x23#[b]"),
+    ],
+)
+def test_commands_to_a_runner_are_escaped(text: str, expected: str) -> None:
+    assert without_commands(text) == expected
