@@ -59,7 +59,7 @@ class LayerCount:
 
     Shapes are (C, F, T) for a network and (N, F, T, C) for a flatbuffer, whose rows alone have the
     rest: bytes of its constants by role; ``elementwise`` elements computed and ``reductions``
-    elements read; bytes of its output and of all activations alive while it runs; the receptive
+    elements read; bytes of its outputs and of all activations alive while it runs; the receptive
     field in bands, frames and, on our features, milliseconds (`budgets.receptive`); an estimate of
     its ``instructions`` by core (`budgets.cost`), where the operator's cost is known.
     """
@@ -245,7 +245,7 @@ def _row(graph: Graph, operator: Operator, live_bytes: int, seen: Field) -> Laye
         other_bytes=rules.constant_bytes(graph, operator) - weights - biases,
         elementwise=rules.elementwise_work(graph, operator),
         reductions=rules.reduction_work(graph, operator),
-        activation_bytes=tensor_bytes(output),
+        activation_bytes=sum(tensor_bytes(graph.tensors[index]) for index in operator.outputs),
         live_bytes=live_bytes,
         receptive_bands=seen.bands,
         receptive_frames=seen.frames,
@@ -255,5 +255,7 @@ def _row(graph: Graph, operator: Operator, live_bytes: int, seen: Field) -> Laye
 
 
 def _is_int8(tensor: Tensor) -> bool:
-    """Real numbers must be int8, or int32 (biases); plain integers are axes and shapes."""
+    """Activations must be int8, constants int8 or int32 (biases) unless they are axes or shapes."""
+    if tensor.data is None:
+        return tensor.dtype == "int8"
     return tensor.dtype in ("int8", "int32") or not rules.holds_reals(tensor)

@@ -17,7 +17,7 @@ from budgets.rules import (
 )
 from firmware_ref.arch import PRESETS, layers, preset
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Graph, Quantization, Tensor
+from firmware_ref.graph import Graph, Operator, Quantization, Tensor
 
 # Of the DCASE 2022 baseline, printed by the challenge's own counter; see the `baseline` fixture.
 NESSI_ROWS = {
@@ -220,6 +220,27 @@ def test_a_quantised_tensor_of_another_type_is_not_int8(builder, dtype: str) -> 
     x = builder.add(Tensor("input", (1, 8), "int8"))
     builder.op("MUL", "scale", (x, builder.constant((8,), dtype)), (1, 8))
     assert count_graph(builder.build(), "g", file_bytes=1).not_int8 == (f"constant1: {dtype}",)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int16", "uint8", "int64", "float32"])
+def test_an_activation_of_another_type_is_not_int8(builder, dtype: str) -> None:
+    """Quantised or not; integers that are constants are axes and shapes."""
+    builder.add(Tensor("input", (1, 8), dtype))
+    y = builder.add(Tensor("y", (1, 2, 4), dtype, Quantization((0.5,), (0,))))
+    shape = builder.add(_plain_integers((3,)))
+    builder.operators.append(Operator("RESHAPE", (0, shape), (y,)))
+    count = count_graph(builder.build(), "g", file_bytes=1)
+    # The builder takes the last tensor for the output, here the shape.
+    assert count.not_int8 == (f"input: {dtype}", f"y: {dtype}")
+
+
+def test_a_layer_writes_all_its_outputs(builder) -> None:
+    x, axis = builder.add(Tensor("input", (1, 8), "int8")), builder.add(_plain_integers((1,)))
+    parts = [builder.add(Tensor(name, (1, size), "int8")) for name, size in (("a", 5), ("b", 3))]
+    builder.operators.append(Operator("SPLIT", (axis, x), tuple(parts)))
+    (row,) = count_graph(builder.build(), "g", file_bytes=1).layers
+    assert (row.name, row.output_shape, row.activation_bytes) == ("a", (1, 5), 8)
+    assert row.live_bytes == 16
 
 
 @pytest.mark.parametrize(
