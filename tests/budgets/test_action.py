@@ -92,6 +92,11 @@ def test_a_file_name_runs_nothing(workspace: Path) -> None:
     assert done.returncode == 2 and not (workspace / "hacked").exists()
 
 
+def test_a_subject_is_no_option(workspace: Path) -> None:
+    done, _ = count(workspace, subjects="--limits=tight.toml report-125k")
+    assert done.returncode == 2 and "unknown subject '--limits=tight.toml'" in done.stderr
+
+
 def test_inputs_reach_a_shell_as_variables_alone() -> None:
     for step in action()["runs"]["steps"]:
         assert "${{" not in step.get("run", "")
