@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from budgets.count import Count, LayerCount, count_network
-from budgets.figures import layer_figures, model_figures
+from budgets.figures import instruction_figures, layer_figures, model_figures
 from budgets.limits import Limits, load_limits
 from firmware_ref.arch import Network
 from firmware_ref.errors import CheckFailedError, InputError
 
 NAMES_SHOWN = 5
+# A hostile file may have ten thousand layers, and limits two hundred patterns that match them all.
+MOST_LAYER_VIOLATIONS = 2_000
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Violation:
     """One broken limit: its name, the value found and the value allowed.
 
     ``layer`` is where a limit on layers is broken; ``names`` lists the offending tensors (limit
-    ``int8``) or operators (limit ``operators``); ``before`` is the baseline's value of a growth.
+    ``int8``), operators (limit ``operators``) or limits that cannot be held (limit ``unknown``);
+    ``before`` is the baseline's value of a growth.
     """
 
     subject: str
@@ -42,6 +46,11 @@ class Violation:
                 f"{found} that TFLM may not run in INT8, or of unknown cost; allowed are 0; "
                 f"replace them: {self._named()}"
             )
+        if self.limit == "unknown":
+            return (
+                f"{found} limited figures cannot be told; allowed are 0; replace what is in the "
+                f"way, or leave the limits out: {self._named()}"
+            )
         if self.before is not None:
             return (
                 f"{found}; allowed over the baseline's {self.before:,} are {self.allowed:,}; save "
@@ -61,25 +70,37 @@ def check(count: Count, limits: Limits) -> list[Violation]:
     """Every limit that ``count`` breaks; none if the list is empty. On a limit is within it.
 
     Besides the numbers of ``limits``, a flatbuffer must be INT8 throughout (int32 biases), and
-    must hold only operators whose cost `budgets.count` knows: no custom ones. A network must hold
-    its limits as trained and as deployed.
+    must hold only operators whose cost `budgets.count` knows: no custom ones. A limit on what
+    cannot be told of it, such as the instructions of an operator of unknown cost, is broken too. A
+    network must hold its limits as trained and as deployed. Of layers the first
+    `MOST_LAYER_VIOLATIONS` are named.
     """
     found = list(_over(count, limits))
     if count.deployed is not None:
         broken = {violation.limit for violation in found}
         found += [v for v in _over(count.deployed, limits) if v.limit not in broken]
     device = count.on_device
-    found += [v for row in device.layers for v in _layer(device.name, row, limits)]
-    for limit, names in (("int8", device.not_int8), ("operators", device.not_counted)):
+    layers = (v for row in device.layers for v in _layer(device.name, row, limits))
+    found += itertools.islice(layers, MOST_LAYER_VIOLATIONS)
+    for limit, names in (
+        ("int8", device.not_int8),
+        ("operators", device.not_counted),
+        ("unknown", _unknown(device, limits)),
+    ):
         if names:
             found.append(Violation(device.name, limit, len(names), 0, names=names))
     return found
 
 
 def unchecked(count: Count, limits: Limits) -> list[str]:
-    """Limits that ``count`` has no figure for, such as the file size of a preset."""
-    known = model_figures(count)
-    return [name for name in limits.model if name not in known]
+    """Limits of what ``count`` does not have at all, such as the file of a preset."""
+    known = {*model_figures(count), *_in_the_way(count.on_device)}
+    return [limit for limit, name in _limited(limits) if name not in known]
+
+
+def growth_of(figure: str) -> str:
+    """The name of the limit on a figure's growth."""
+    return f"growth of {figure}"
 
 
 def refuse_unused(limits: Limits, counts: Sequence[Count]) -> None:
@@ -113,10 +134,37 @@ def _over(count: Count, limits: Limits) -> Iterator[Violation]:
             yield Violation(count.name, name, values[name], most)
 
 
+def _limited(limits: Limits) -> Iterator[tuple[str, str]]:
+    """Limits of the whole model, of its growth too, each with the figure that is limited."""
+    yield from ((name, name) for name in limits.model)
+    yield from ((growth_of(name), name) for name in limits.growth_percent)
+
+
+def _in_the_way(device: Count) -> Mapping[str, tuple[str, ...]]:
+    """Figures that cannot be told of a device graph, with the operators and types that hide them.
+
+    A limit on one would else hold whatever the network.
+    """
+    hidden = {"arena_bytes": device.not_planned}
+    hidden |= dict.fromkeys(instruction_figures(), device.not_costed)
+    return {name: kinds for name, kinds in hidden.items() if kinds}
+
+
+def _unknown(device: Count, limits: Limits) -> tuple[str, ...]:
+    hidden = _in_the_way(device)
+    return tuple(
+        f"{limit}: {', '.join(hidden[name][:NAMES_SHOWN])}"
+        for limit, name in _limited(limits)
+        if name in hidden
+    )
+
+
 def _layer(subject: str, row: LayerCount, limits: Limits) -> Iterator[Violation]:
     values = layer_figures(row)
     for item in limits.layers:
         if item.applies_to(row.name):
             for name, most in item.most.items():
-                if values.get(name, 0) > most:
+                if name not in values:  # its operator is of unknown cost
+                    yield Violation(subject, "unknown", 1, 0, row.name, (f"{name}: {row.op}",))
+                elif values[name] > most:
                     yield Violation(subject, name, values[name], most, layer=row.name)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from budgets.check import Violation, check, enforce, enforce_network, refuse_unused, unchecked
+from budgets.check import (
+    MOST_LAYER_VIOLATIONS,
+    Violation,
+    check,
+    enforce,
+    enforce_network,
+    refuse_unused,
+    unchecked,
+)
 from budgets.count import Count, Total, count_network
 from budgets.figures import LAYER_FIGURES, MODEL_FIGURES, instruction_figures
 from budgets.limits import LayerLimit, Limits, load_limits
@@ -146,13 +155,56 @@ def test_limits_without_a_figure_are_named() -> None:
     everything = Limits(dict.fromkeys(MODEL, 10**9))
     assert unchecked(flatbuffer(), everything) == []
     assert unchecked(network(), everything) == ["flatbuffer_bytes"]
-    # With an operator of unknown cost the sum of instructions would be too small.
-    unknown = flatbuffer(not_costed=("TANH",))
-    assert unchecked(unknown, everything) == list(instruction_figures())
-    assert check(unknown, Limits({"instructions.cortex-m4": 1})) == []
+    growing = Limits({}, (), {"flatbuffer_bytes": 0.0, "arena_bytes": 0.0})
+    assert unchecked(network(), growing) == ["growth of flatbuffer_bytes"]
     assert unchecked(Count("empty", "tflite", (), {"plain": Total(0, 0)}), everything) == [
         name for name in MODEL if name not in ("parameters", "multiply_accumulates")
     ]
+
+
+@pytest.mark.parametrize(
+    ("figure", "changes"),
+    [
+        ("arena_bytes", {"arena": None, "not_planned": ("ADD of int16", "SVDF")}),
+        # The sum of instructions would be too small.
+        ("instructions.cortex-m33", {"not_costed": ("ADD of int16", "SVDF")}),
+    ],
+)
+def test_a_limit_on_what_cannot_be_told_is_broken(figure: str, changes: dict[str, Any]) -> None:
+    """Else one operator of unknown cost would lift it."""
+    said = (
+        "unknown=1 limited figures cannot be told; allowed are 0; replace what is in the way, or "
+        "leave the limits out: "
+    )
+    count = flatbuffer(**changes)
+    for limits, limit in (
+        (Limits({figure: 10**9}), figure),
+        (Limits({}, (), {figure: 1_000.0}), f"growth of {figure}"),
+    ):
+        (violation,) = check(count, limits)
+        assert violation.message == f"m.tflite: {said}{limit}: ADD of int16, SVDF"
+        assert unchecked(count, limits) == []
+        (violation,) = check(network(deployed=count), limits)
+        assert violation.limit == "unknown"
+        assert check(flatbuffer(), limits) == check(network(), limits) == []
+    assert check(count, Limits({"parameters": 10**9})) == []
+
+
+def test_a_layer_limit_on_what_cannot_be_told_is_broken() -> None:
+    odd = dataclasses.replace(flatbuffer().layers[0], op="TANH", instructions={})
+    count = flatbuffer(layers=(odd, *flatbuffer().layers[1:]), not_costed=("TANH",))
+    figure = "instructions.cortex-m7"
+    assert check(count, Limits({}, (LayerLimit("block*", {figure: 10**9}),))) == []
+    (violation,) = check(count, Limits({}, (LayerLimit("*", {figure: 10**9}),)))
+    assert violation == Violation("m.tflite", "unknown", 1, 0, "stem.conv", (f"{figure}: TANH",))
+
+
+def test_of_many_layers_the_first_are_named() -> None:
+    layers = (flatbuffer().layers[0],) * (MOST_LAYER_VIOLATIONS + 1)
+    limits = Limits({"parameters": 1}, (LayerLimit("*", {"live_bytes": 1}),))
+    found = check(flatbuffer(layers=layers, not_counted=("o: LSTM",)), limits)
+    assert len(found) == MOST_LAYER_VIOLATIONS + 2
+    assert (found[0].limit, found[-1].limit) == ("parameters", "operators")
 
 
 def test_a_pattern_that_matches_no_layer_is_a_mistake() -> None:
@@ -171,7 +223,9 @@ def test_a_pattern_may_match_in_any_subject() -> None:
 
 
 def test_enforce_names_every_broken_limit() -> None:
-    limits = Limits({"parameters": 1_026, "arena_bytes": 1_000}, (LayerLimit("*", {"macs": 1}),))
+    limits = Limits(
+        {"parameters": 1_026, "arena_bytes": 1_000}, (LayerLimit("*", {"parameters": 10**6}),)
+    )
     with pytest.raises(CheckFailedError) as caught:
         enforce(flatbuffer(not_int8=("t: int16",)), limits)
     assert str(caught.value) == (

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from budgets.baseline import BASELINE_BYTES
+from budgets.check import MOST_LAYER_VIOLATIONS
 from budgets.deployed import MOST_OPERATORS, refuse_endless
 from firmware_ref.arch import Network, preset
-from firmware_ref.errors import InputError
+from firmware_ref.errors import LONGEST_LINE, InputError
 from firmware_ref.graph import MAX_OPERATORS
 from firmware_ref.lowering import lower
 from firmware_ref.manifest import CHECKPOINT_LIMIT_BYTES
@@ -212,6 +213,33 @@ def test_limits(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     done = measured("-m", "budgets", "report-125k", "--limits", str(path), "--quiet")
     held(done, 2, f"limits file {str(path)!r}")
+
+
+def test_a_limit_that_every_layer_breaks(tmp_path: Path) -> None:
+    """Two hundred times over: two million lines."""
+    model = tmp_path / "m.tflite"
+    model.write_bytes(MODELS["ten thousand operators"][0]())
+    limits = tmp_path / "limits.toml"
+    text = "[model]\nparameters = 1\nmultiply_accumulates = 1\n"
+    limits.write_text(text + "[[layers]]\npattern = '*'\nlive_bytes = 1\n" * 200)
+    out = str(tmp_path / "report")
+    arguments = (str(model), "--limits", str(limits), "--json", "--out", out, "--quiet")
+    done = measured("-m", "budgets", *arguments)
+    assert done.code == 1 and len(done.stderr.splitlines()) == MOST_LAYER_VIOLATIONS
+    assert done.mebibytes < 200 and done.processor_seconds < 1.0 * slowness()
+
+
+def test_a_name_without_end(tmp_path: Path) -> None:
+    model = Model()
+    x, y = (
+        model.tensor(name * 900_000, shape, 0.5) for name, shape in (("x", SMALL), ("y", (-1,)))
+    )
+    model.add("RELU", [x], [y])
+    path = tmp_path / "m.tflite"
+    path.write_bytes(model.pack([x], [y]))
+    done = measured("-m", "budgets", str(path), "--quiet")
+    assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert len(done.stderr) < LONGEST_LINE + 20 and "shape=(-1,)" in done.stderr
 
 
 def test_patterns_that_match_slowly(tmp_path: Path) -> None:
