@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from budgets.check import Violation
+from budgets.check import Violation, growth_of
 from budgets.count import Count
 from budgets.figures import SCHEMA_VERSION, layer_figures, model_figures
 from budgets.limits import LARGEST_LIMIT, Limits
@@ -21,10 +21,14 @@ MAKE = "make it again: python -m budgets SUBJECT... --json --out FILE"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a baseline says of one subject: its figures, and those of each layer by name."""
+    """What a baseline says of one subject: its figures, and those of each layer by name.
+
+    ``deployed`` are the figures of a network's device graph; a flatbuffer has none besides its own.
+    """
 
     figures: Mapping[str, int]
     layers: Mapping[str, Mapping[str, int]]
+    deployed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,29 @@ def changes(count: Count, before: Subject) -> list[Change]:
 
 
 def grown(count: Count, before: Subject, limits: Limits) -> list[Violation]:
-    """Every figure that grew by more than its ``growth_percent``."""
-    found = []
+    """Every figure that grew by more than its ``growth_percent``, of a network deployed too."""
+    found = list(_grown(count, before.figures, limits))
+    if count.deployed is not None:
+        broken = {violation.limit for violation in found}
+        deployed = _grown(count.deployed, before.deployed, limits)
+        found += [violation for violation in deployed if violation.limit not in broken]
+    return found
+
+
+def _grown(count: Count, before: Mapping[str, int], limits: Limits) -> Iterator[Violation]:
     now = model_figures(count)
     for name, percent in limits.growth_percent.items():
         if name not in now:
-            continue
-        if name not in before.figures:
-            raise InputError(f"baseline says nothing of {name}, whose growth is limited; {MAKE}")
+            continue  # `check.check` or `check.unchecked` says so
+        if name not in before:
+            raise InputError(
+                f"baseline says nothing of {name} of {count.name!r:.80}, whose growth is limited; "
+                f"{MAKE}"
+            )
         # As written in decimals: 0.1 % of 100,000,000 is 100,000 and no less.
-        most = int(before.figures[name] * (100 + Fraction(repr(percent))) // 100)
+        most = int(before[name] * (100 + Fraction(repr(percent))) // 100)
         if now[name] > most:
-            limit = f"growth of {name}"
-            found.append(Violation(count.name, limit, now[name], most, before=before.figures[name]))
-    return found
+            yield Violation(count.name, growth_of(name), now[name], most, before=before[name])
 
 
 def _changes(layer: str, before: Mapping[str, int], after: Mapping[str, int]) -> list[Change]:
@@ -110,7 +123,8 @@ def _subject(entry: Mapping[str, Any]) -> Subject:
     if not isinstance(device, dict):
         raise InputError("deployed is not a table")
     layers = {_name(row): _figures(row.get("figures")) for row in _list(device, "layers")}
-    return Subject(_figures(entry.get("figures")), layers)
+    deployed = {} if device is entry else _figures(device.get("figures", {}))
+    return Subject(_figures(entry.get("figures")), layers, deployed)
 
 
 def _list(table: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -132,5 +146,7 @@ def _figures(values: Any) -> dict[str, int]:
         raise InputError("figures is not a table")
     for name, value in values.items():
         if type(value) is not int or not 0 <= value <= LARGEST_LIMIT:
-            raise InputError(f"{name!r:.60}={value!r:.40} is not a whole number from 0 on")
+            raise InputError(
+                f"{name!r:.60}={value!r:.40} is not a whole number from 0 to {LARGEST_LIMIT:,}"
+            )
     return dict(values)

@@ -14,7 +14,12 @@ One object; ``schema_version`` changes when a key changes its meaning or goes aw
     the first for a network as trained
   - ``layers``: each with ``name``, ``op``, ``output_shape``, ``figures``, and what only a device
     graph has: bytes by role, ``elementwise`` and ``reductions`` elements, ``receptive_field``
-  - ``deployed``: the same of a network's device graph, else null
+  - ``deployed``: the same of a network's device graph, with ``figures`` of its own, else null
+
+A violation has ``subject`` (named as deployed, where that breaks the limit), ``limit``, ``value``,
+``allowed``, ``message``, and, empty or null where they say nothing, ``layer``, ``names`` (tensors,
+operators, limits) and ``before`` (of a growth). A change has ``layer`` (empty: the whole),
+``figure``, ``before`` and ``after`` (null: not there).
 """
 
 from __future__ import annotations
@@ -85,8 +90,12 @@ def _count(count: Count) -> dict[str, Any]:
         "arena": None if count.arena is None else dataclasses.asdict(count.arena),
         "instructions": dict(count.instructions),
         "layers": [_layer(row) for row in count.layers],
-        "deployed": None if count.deployed is None else _count(count.deployed),
+        "deployed": None if count.deployed is None else _deployed(count.deployed),
     }
+
+
+def _deployed(count: Count) -> dict[str, Any]:
+    return {"figures": model_figures(count), **_count(count)}
 
 
 def _layer(row: LayerCount) -> dict[str, Any]:

@@ -153,6 +153,33 @@ def test_each_figure_can_be_held_from_growing() -> None:
         assert (violation.allowed, violation.before) == (value - 1, value - 1)
 
 
+def test_a_network_may_grow_neither_as_trained_nor_as_deployed(write: Write) -> None:
+    (subject,) = load_baseline(write(as_json([judged(network())], LIMITS))).values()
+    assert subject.deployed["parameters"] == 1_027 and subject.figures["parameters"] == 1_012
+    limits = Limits({}, (), {"parameters": 0.0, "arena_bytes": 0.0})
+    assert grown(network(), subject, limits) == []
+    wider = {"conventions": {"plain": Total(1_028, 20_010)}}
+    deployed = dataclasses.replace(flatbuffer(name="net, deployed"), **wider)
+    (violation,) = grown(network(deployed=deployed), subject, limits)
+    assert violation == Violation(
+        "net, deployed", "growth of parameters", 1_028, 1_027, before=1_027
+    )
+    # Of both it is said once.
+    (violation,) = grown(network(deployed=deployed, **wider), subject, limits)
+    assert (violation.subject, violation.value) == ("net", 1_028)
+
+
+def test_growth_over_a_baseline_without_a_device_graph_is_refused(write: Write) -> None:
+    """Of an earlier version, which wrote no figures of it."""
+    report = json.loads(as_json([judged(network())], LIMITS))
+    del report["subjects"][0]["deployed"]["figures"]
+    path = str(write(report))
+    limits = Limits(LIMITS.model, (), {"parameters": 0.0})
+    with pytest.raises(InputError, match="says nothing of parameters of 'net, deployed', whose"):
+        judge([network()], limits, path)
+    assert judge([network()], LIMITS, path)[0].violations == ()
+
+
 def test_growth_of_what_is_not_known_here_is_not_held() -> None:
     """Such as the size of the file of a preset."""
     limits = Limits({}, (), {"flatbuffer_bytes": 0.0})
@@ -239,6 +266,8 @@ SUBJECT = document()["subjects"][0]
         (document(layers=[{"name": "a", "figures": {"macs": []}}]), r"'macs'=\[\]"),
         (document(deployed=[3]), "deployed is not a table"),
         (document(deployed={"layers": 3}), "layers is not a list of tables"),
+        (document(deployed={"layers": [], "figures": 3}), "figures is not a table"),
+        (document(deployed={"layers": [], "figures": {"a": -1}}), "'a'=-1 is not a whole number"),
     ],
 )
 def test_a_bad_baseline_is_refused_in_one_line(write: Write, content: Any, match: str) -> None:
