@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--github",
         action="store_true",
-        help="in GitHub Actions: annotate broken limits, and add the report to the step's summary",
+        help="in GitHub Actions: annotate broken limits, and add the report to the step's summary "
+        "in place of printing it",
     )
     parser.add_argument("--out", metavar="FILE", help="write the report there, not to stdout")
     parser.add_argument(
