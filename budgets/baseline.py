@@ -11,9 +11,17 @@ from typing import Any
 
 from budgets.check import Violation, growth_of
 from budgets.count import Count
-from budgets.figures import SCHEMA_VERSION, layer_figures, model_figures
+from budgets.figures import (
+    LAYER_FIGURES,
+    MODEL_FIGURES,
+    SCHEMA_VERSION,
+    instruction_figures,
+    layer_figures,
+    model_figures,
+)
 from budgets.limits import LARGEST_LIMIT, Limits
 from firmware_ref.errors import InputError, read_bytes
+from firmware_ref.graph import MAX_OPERATORS
 
 BASELINE_BYTES = 4 * 2**20
 MAKE = "make it again: python -m budgets SUBJECT... --json --out FILE"
@@ -122,7 +130,10 @@ def _subject(entry: Mapping[str, Any]) -> Subject:
     device = entry.get("deployed") or entry
     if not isinstance(device, dict):
         raise InputError("deployed is not a table")
-    layers = {_name(row): _figures(row.get("figures")) for row in _list(device, "layers")}
+    rows = _list(device, "layers")
+    if len(rows) > MAX_OPERATORS:
+        raise InputError(f"it has {len(rows):,} layers; at most {MAX_OPERATORS:,} are counted")
+    layers = {_name(row): _figures(row.get("figures")) for row in rows}
     deployed = {} if device is entry else _figures(device.get("figures", {}))
     return Subject(_figures(entry.get("figures")), layers, deployed)
 
@@ -142,6 +153,8 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _figures(values: Any) -> dict[str, int]:
+    """Figures of today's names; those of other versions are checked and left out."""
+    known = {*MODEL_FIGURES, *LAYER_FIGURES, *instruction_figures()}
     if not isinstance(values, dict):
         raise InputError("figures is not a table")
     for name, value in values.items():
@@ -149,4 +162,4 @@ def _figures(values: Any) -> dict[str, int]:
             raise InputError(
                 f"{name!r:.60}={value!r:.40} is not a whole number from 0 to {LARGEST_LIMIT:,}"
             )
-    return dict(values)
+    return {name: value for name, value in values.items() if name in known}

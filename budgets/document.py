@@ -37,7 +37,7 @@ from budgets.verdict import Verdict
 
 
 def as_json(verdicts: Sequence[Verdict], limits: Limits) -> str:
-    """The document, indented, each layer in a line of its own; with a newline at its end."""
+    """The document, indented, each layer and change in its own line; with a newline at its end."""
     document = {
         "ok": not any(verdict.violations for verdict in verdicts),
         "schema_version": SCHEMA_VERSION,
@@ -50,9 +50,9 @@ def as_json(verdicts: Sequence[Verdict], limits: Limits) -> str:
 
 
 def _indented(value: Any, margin: str) -> str:
-    """JSON with a line for each entry of a table that is no layer, and of a list of tables."""
+    """JSON with a line for each entry of a table but of layers and changes, and of their lists."""
     inner = f"{margin}  "
-    if isinstance(value, dict) and value and "op" not in value:
+    if isinstance(value, dict) and value and not value.keys() & {"op", "figure"}:
         left, right = "{}"
         items = [f"{json.dumps(key)}: {_indented(item, inner)}" for key, item in value.items()]
     elif isinstance(value, list) and value and isinstance(value[0], dict):

@@ -72,6 +72,13 @@ def test_what_a_baseline_holds(write: Write) -> None:
     assert found == {"m.tflite": Subject({"parameters": 1_027, "arena_bytes": 1_034}, layers)}
 
 
+def test_figures_of_another_version_are_left_out(write: Write) -> None:
+    figures = {"parameters": 1, "arena_bytes": 2, "cycles": 3, "x" * 10**5: 4}
+    layers = [{"name": "a", "figures": {"live_bytes": 5, "cycles": 6}}]
+    found = load_baseline(write(document(figures=figures, layers=layers)))["m.tflite"]
+    assert found == Subject({"parameters": 1, "arena_bytes": 2}, {"a": {"live_bytes": 5}})
+
+
 def test_a_network_is_compared_as_deployed(write: Write) -> None:
     path = write(as_json([judged(network())], LIMITS))
     (subject,) = load_baseline(path).values()
@@ -265,6 +272,7 @@ SUBJECT = document()["subjects"][0]
         (document(layers=[{"name": "a"}]), "figures is not a table"),
         (document(layers=[{"name": "a", "figures": {"macs": []}}]), r"'macs'=\[\]"),
         (document(deployed=[3]), "deployed is not a table"),
+        (document(layers=[{}] * 10_001), "it has 10,001 layers; at most 10,000 are counted"),
         (document(deployed={"layers": 3}), "layers is not a list of tables"),
         (document(deployed={"layers": [], "figures": 3}), "figures is not a table"),
         (document(deployed={"layers": [], "figures": {"a": -1}}), "'a'=-1 is not a whole number"),

@@ -13,6 +13,7 @@ import pytest
 from budgets.baseline import BASELINE_BYTES
 from budgets.check import MOST_LAYER_VIOLATIONS
 from budgets.deployed import MOST_OPERATORS, refuse_endless
+from budgets.figures import LAYER_FIGURES, instruction_figures
 from firmware_ref.arch import Network, preset
 from firmware_ref.errors import LONGEST_LINE, InputError
 from firmware_ref.graph import MAX_OPERATORS
@@ -176,12 +177,40 @@ def test_a_network_is_refused_before_it_is_lowered(blocks: list[int], bands: int
         refuse_endless(Network.from_dict(values | {"blocks": [n * times for n in blocks]}))
 
 
+FIGURES = (*LAYER_FIGURES, *instruction_figures())
 LISTS = '{"schema_version": 2, "subjects": ['
 BASELINES = {
     "lists": LISTS + "[]," * ((BASELINE_BYTES - 99) // 3) + "[]]}",
     "tables": LISTS + "{}," * ((BASELINE_BYTES - 99) // 3) + "{}]}",
     "numbers": LISTS + ("9" * 4_000 + ",") * (BASELINE_BYTES // 4_001 - 2) + "1]}",
     "nested": LISTS + "[" * 1_000_000,
+    "layers": json.dumps(
+        {
+            "schema_version": 2,
+            "subjects": [
+                {
+                    "name": "report-125k",
+                    "figures": {},
+                    "layers": [
+                        {"name": str(number), "figures": dict.fromkeys(FIGURES, 1)}
+                        for number in range(10_000)
+                    ],
+                }
+            ],
+        }
+    ),
+    "names": json.dumps(
+        {
+            "schema_version": 2,
+            "subjects": [
+                {
+                    "name": "report-125k",
+                    "figures": {f"{number:x}": 1 for number in range(300_000)},
+                    "layers": [],
+                }
+            ],
+        }
+    ),
     "figures": json.dumps(
         {
             "schema_version": 2,
@@ -195,8 +224,10 @@ BASELINES = {
 def test_baselines(tmp_path: Path, what: str) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(BASELINES[what])
-    done = measured("-m", "budgets", "report-125k", "--baseline", str(path), "--quiet")
-    held(done, *((0, "") if what == "figures" else (2, f"baseline {str(path)!r}")))
+    arguments = ("report-125k", "--baseline", str(path), "--json", "--out", str(tmp_path / "out"))
+    done = measured("-m", "budgets", *arguments, "--quiet")
+    sound = what in ("layers", "names", "figures")
+    held(done, *((0, "") if sound else (2, f"baseline {str(path)!r}")))
 
 
 @pytest.mark.parametrize(
