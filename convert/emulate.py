@@ -82,7 +82,8 @@ def emulate(
     Raises `CheckFailedError` naming core, window and the first layer that differs, `InputError`
     where a tool is missing.
     """
-    _require_tools()
+    if missing := missing_tools():
+        raise InputError(f"{missing[0]} is not installed; on Debian: apt-get install {PACKAGES}")
     generated = generate(graph)
     expected = goldens(graph, sounds, generated.traced)
     measured = []
@@ -103,10 +104,9 @@ def emulate(
     return measured, expected
 
 
-def _require_tools() -> None:
-    for tool in (COMPILER, EMULATOR, SIZE):
-        if shutil.which(tool) is None:
-            raise InputError(f"{tool} is not installed; on Debian: apt-get install {PACKAGES}")
+def missing_tools() -> list[str]:
+    """What `emulate` needs and is not installed here."""
+    return [tool for tool in (COMPILER, EMULATOR, SIZE) if shutil.which(tool) is None]
 
 
 def _build(board: Board, folder: Path, flags: Sequence[str]) -> int:

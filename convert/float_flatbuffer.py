@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,22 @@ TIMEOUT_SECONDS = 600
 def convert_float(onnx_file: Path, folder: Path) -> Path:
     """Convert inside ``folder``; returns the path of the float32 ``.tflite``.
 
+    Raises `InputError` with the converter's last words where it fails.
+    """
+    options = ("--copy_onnx_input_output_names_to_tflite",)
+    return run_onnx2tf(onnx_file, folder, "float32", options)
+
+
+def run_onnx2tf(onnx_file: Path, folder: Path, kind: str, options: Sequence[str]) -> Path:
+    """Run onnx2tf inside ``folder``; returns the path of the ``.tflite`` of this ``kind``.
+
     A process of its own keeps TensorFlow's start-up messages, memory and working directory
     apart. Raises `InputError` with the converter's last words where it fails.
     """
     np.save(folder / SAMPLE_FILE, np.zeros(SAMPLE_SHAPE, np.float32))
     output = folder / "onnx2tf"
     command = [sys.executable, "-m", "onnx2tf", "-i", str(onnx_file), "-o", str(output)]
-    command += ["--copy_onnx_input_output_names_to_tflite", "--non_verbose"]
+    command += [*options, "--non_verbose"]
     # onnx2tf calls onnxsim by name: it stands beside the interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {
@@ -50,7 +60,7 @@ def convert_float(onnx_file: Path, folder: Path) -> Path:
         raise InputError(
             f"onnx2tf took over {TIMEOUT_SECONDS} s; run again on an idle machine"
         ) from None
-    result = output / f"{onnx_file.stem}_float32.tflite"
+    result = output / f"{onnx_file.stem}_{kind}.tflite"
     if done.returncode or not result.is_file():
         words = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise InputError(
