@@ -98,6 +98,19 @@ def ablate_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def summarize_parser() -> argparse.ArgumentParser:
+    """Arguments of ``python -m train summarize``."""
+    parser = Parser(
+        prog="python -m train summarize",
+        description="Tabulate finished runs of several folds and seeds: means and spread.",
+        epilog="example: python -m train summarize runs/* --out build/summary",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--out", help="folder for Markdown, JSON and the confusion matrix")
+    _output_arguments(parser)
+    return parser
+
+
 def bench_parser() -> argparse.ArgumentParser:
     """Arguments of ``python -m train bench``."""
     parser = Parser(
@@ -249,6 +262,18 @@ def _ablate(args: argparse.Namespace) -> int:
     return HOLDS
 
 
+def _summarize(args: argparse.Namespace) -> int:
+    from train.summary import as_text, summarize, write_summary
+
+    if args.out:
+        check_folder(args.out, "--out")
+    found = summarize(args.runs)
+    if args.out:
+        write_summary(found, Path(args.out))
+    print(json.dumps({"ok": True, **found.to_dict()}, indent=2) if args.json else as_text(found))
+    return HOLDS
+
+
 def _bench(args: argparse.Namespace) -> int:
     from train.bench import as_text, bench
 
@@ -264,6 +289,7 @@ COMMANDS: Mapping[
     "evaluate": (evaluate_parser, _evaluate),
     "spectrum-correction": (correction_parser, _correct),
     "ablate": (ablate_parser, _ablate),
+    "summarize": (summarize_parser, _summarize),
     "bench": (bench_parser, _bench),
 }
 
