@@ -36,6 +36,7 @@ TECHNIQUES: Mapping[str, Without] = {
     "frequency mask": _augment(frequency_mask_bands=0),
     "time mask": _augment(time_mask_frames=0),
     "time warp": _augment(time_warp_frames=0),
+    "silence": _augment(silence_probability=0.0),
     "pitch shift": _augment(pitch_shift_probability=0.0),
     "spectrum correction": _augment(spectrum_correction_probability=0.0),
     "cross-gradient training": lambda config: replace(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from firmware_ref.features import FeatureDefinition
 from train.augment.mix_up import mix_up
+from train.augment.silence import attenuate, silence
 from train.augment.spec_augment import frequency_mask, time_mask
 from train.augment.time_warp import time_warp
 from train.config import AugmentConfig
@@ -61,6 +63,9 @@ class TrainingSet:
         teacher = None if self.teacher is None else self.teacher[place]
         batch = Batch(self.frontend(log_mel), self.scenes[place], self.devices[place], teacher)
         batch = mix_up(batch, config.mixup_alpha, generator)
+        if config.silence_probability:
+            quiet = self.frontend(attenuate(log_mel, FeatureDefinition().log_floor, generator))
+            batch = silence(batch, quiet, config.silence_probability, generator)
         x = frequency_mask(batch.x, config.frequency_mask_bands, generator)
         x = time_mask(x, config.time_mask_frames, generator)
         return Batch(x, batch.scenes, batch.devices, batch.teacher)

@@ -62,13 +62,15 @@ class AugmentConfig:
     the largest displacement of the warp). A window is heard at one of ``pitch_shift_semitones``
     with ``pitch_shift_probability``, else with its device's spectrum corrected with
     ``spectrum_correction_probability``: by the coefficients in ``spectrum_correction_file``, or
-    without one measured on ``spectrum_correction_moments`` of aligned recordings a device.
+    without one measured on ``spectrum_correction_moments`` of aligned recordings a device. An
+    example is too quiet to tell, and labelled so, with ``silence_probability``.
     """
 
     mixup_alpha: float = 0.4
     frequency_mask_bands: int = 13
     time_mask_frames: int = 5
     time_warp_frames: int = 0
+    silence_probability: float = 0.0
     pitch_shift_semitones: tuple[float, ...] = (-4.0, -2.0, 2.0, 4.0)
     pitch_shift_probability: float = 0.0
     spectrum_correction_probability: float = 0.0

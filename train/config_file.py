@@ -44,6 +44,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "float_teacher_weight": (0, 1),
     "time_warp_frames": (0, 20),
     "pitch_shift_semitones": (-12, 12),
+    "silence_probability": (0, 1),
     "pitch_shift_probability": (0, 1),
     "spectrum_correction_probability": (0, 1),
     "spectrum_correction_moments": (1, 100_000),

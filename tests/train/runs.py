@@ -42,6 +42,7 @@ EVERYTHING = (
     "data.dataset=esc10-devices",
     "data.validation_fraction=0.25",
     "augment.time_warp_frames=4",
+    "augment.silence_probability=0.25",
     "augment.pitch_shift_semitones=[2]",
     "augment.pitch_shift_probability=0.25",
     "augment.spectrum_correction_probability=0.25",

@@ -88,6 +88,7 @@ def test_every_technique_is_switched_off_once(
         "frequency mask": ("augment", "frequency_mask_bands", 0),
         "time mask": ("augment", "time_mask_frames", 0),
         "time warp": ("augment", "time_warp_frames", 0),
+        "silence": ("augment", "silence_probability", 0.0),
         "pitch shift": ("augment", "pitch_shift_probability", 0.0),
         "spectrum correction": ("augment", "spectrum_correction_probability", 0.0),
         "cross-gradient training": ("cross_gradient", "epsilon", 0.0),

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from train.augment.mix_up import mix_up
+from train.augment.silence import silence
 from train.augment.spec_augment import frequency_mask, time_mask
 from train.augment.time_warp import time_warp
 from train.objective import Batch
@@ -32,6 +33,7 @@ def on_input(
 # Each with a limit at which it changes something.
 TECHNIQUES = [
     pytest.param(mix_up, 1, id="mix_up"),
+    pytest.param(lambda b, p, g: silence(b, -b.x, p / 2, g), 1, id="silence"),
     pytest.param(on_input(time_warp), 4, id="time_warp"),
     pytest.param(on_input(frequency_mask), 9, id="frequency_mask"),
     pytest.param(on_input(time_mask), 6, id="time_mask"),
