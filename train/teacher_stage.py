@@ -92,6 +92,8 @@ class _TeacherStage:
         self.config, self.prepared, self.out = config, prepared, out
         self.identity, self.device, self.report = identity, device, report
         self.name, self.state = f"teacher-{number}", _state_file(out, number)
+        # Of several networks alike each begins elsewhere.
+        self.seed = config.seed + number - 1
 
     def logits(self, teacher: TeacherConfig, counts: np.ndarray) -> np.ndarray:
         """(n, classes) float32 of every training window as recorded."""
@@ -116,8 +118,8 @@ class _TeacherStage:
 
     def _network(self, teacher: TeacherConfig) -> nn.Module:
         """A preset of ours, trained from scratch on the same windows."""
-        network = _with_classes(preset(teacher.source), self.config.network)
-        torch.manual_seed(self.config.seed)
+        network = _beside(preset(teacher.source), self.config.network)
+        torch.manual_seed(self.seed)
         model = build_model(network)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         identity = {**self.identity, "network": network.to_dict()}
@@ -146,7 +148,7 @@ class _TeacherStage:
 
     def _module(self, teacher: TeacherConfig) -> nn.Module:
         """A module of the user's, fine-tuned on the same windows."""
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.seed)
         classes, weights = self.config.network.classes, teacher.weights or None
         module = load_factory(teacher.source, self._input_shape(), classes, weights)
         self._train(module, self.identity)
@@ -185,10 +187,11 @@ def _what_decides(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "validation_fraction": values}
 
 
-def _with_classes(network: Network, wanted: Network) -> Network:
-    """A preset for the classes and the input of another network."""
+def _beside(network: Network, wanted: Network) -> Network:
+    """A preset for the classes and the input of another network, its first ResNorm at its place."""
     return replace(
         network,
+        first_res_norm=wanted.first_res_norm,
         classes=wanted.classes,
         input_channels=wanted.input_channels,
         input_bands=wanted.input_bands,

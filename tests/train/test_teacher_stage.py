@@ -48,6 +48,9 @@ def build():
 """
 
 
+QTI = named("network", "qti-c40")
+
+
 def logits_of(found: Bench) -> np.ndarray:
     """What the run's windows are taught, (N, classes)."""
     teacher = found.teachers()
@@ -95,8 +98,8 @@ def test_a_network_is_trained_and_asked(tiny_devices: Path, tmp_path: Path) -> N
     found = bench(tiny_devices, tmp_path, with_teacher(named("network", "qti-c40")))
     taught = logits_of(found)
     saved = checkpoint.load(tmp_path / "teacher-1.safetensors", "float")
-    network = dataclasses.replace(preset("qti-c40"), classes=3)
-    assert saved.network == network
+    network = dataclasses.replace(preset("qti-c40"), classes=3, first_res_norm="stem")
+    assert saved.network == network  # its first ResNorm where that of the config is
     module = build_model(network)
     first = copied(module)
     load_module(module, saved.tensors, "this")
@@ -108,6 +111,21 @@ def test_a_network_is_trained_and_asked(tiny_devices: Path, tmp_path: Path) -> N
     ]
     assert all(e.validation_accuracy is not None for e in found.epochs)
     assert not (tmp_path / "teacher-1-state.safetensors").exists()
+
+
+def test_two_networks_alike_are_two_teachers(tiny_devices: Path, tmp_path: Path) -> None:
+    """The first is what it is alone; the second begins with other weights."""
+    one, teacher = bench(tiny_devices, tmp_path / "1", with_teacher(QTI)), logits_of
+    alone = teacher(one)
+    both = teacher(bench(tiny_devices, tmp_path / "2", with_teacher(QTI, QTI)))
+    first, second = (
+        checkpoint.load(tmp_path / "2" / f"teacher-{n}.safetensors", "float") for n in (1, 2)
+    )
+    assert same(checkpoint.load(tmp_path / "1" / "teacher-1.safetensors").tensors, first.tensors)
+    module = build_model(second.network)
+    load_module(module, second.tensors, "this")
+    assert_taught(both, (alone + directly(one, module)) / 2)
+    assert not np.allclose(both, alone, rtol=1e-2)
 
 
 def test_its_best_epoch_is_kept_or_its_last(
