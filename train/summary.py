@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from firmware_ref.errors import InputError, read_bytes, write_whole
+from train.curves import EPOCHS_FILE, Curves, curves_png, read_curves
 from train.figures import confusion_png
 from train.report import WARNING, printable
 from train.tables import ABSENT, Table, table_markdown, table_text
 
 METRICS_FILE = "metrics.json"
 LARGEST_BYTES = 2**24
-JSON_FILE, MARKDOWN_FILE, CONFUSION_FILE = "summary.json", "summary.md", "confusion-int8.png"
+JSON_FILE, MARKDOWN_FILE = "summary.json", "summary.md"
+CONFUSION_FILE, CURVES_FILE = "confusion-int8.png", "curves.png"
 # Names in `train.evaluate.Metrics`; those of devices only where there are several.
 FIGURES = ("clip_accuracy", "clip_log_loss", "window_accuracy", "window_log_loss")
 DEVICE_FIGURES = ("seen_accuracy", "unseen_accuracy", "seen_log_loss", "unseen_log_loss")
@@ -35,6 +37,7 @@ class Measured:
     figures: Mapping[str, Mapping[str, float]]
     confusion: np.ndarray
     warned: bool
+    curves: Curves
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,13 @@ def _read(path: Path) -> tuple[str, tuple[str, ...], Measured]:
         seed, warned = values["provenance"]["seed"], values["selected_on_reported_split"]
         if type(seed) is not int or type(warned) is not bool:
             raise ValueError("seed")
-        run = Measured(seed, str(values["split"]), figures, confusion, warned)
-        return str(values["dataset"]), labels, run
+        dataset, split = str(values["dataset"]), str(values["split"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(
             f"{what} is no {METRICS_FILE} with INT8 figures; give the folder of a finished run"
         ) from None
+    curves = read_curves(path.with_name(EPOCHS_FILE))
+    return dataset, labels, Measured(seed, split, figures, confusion, warned, curves)
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:
@@ -172,11 +176,12 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_summary(summary: Summary, folder: Path) -> None:
-    """JSON, Markdown and the INT8 confusion matrix over all runs into a folder."""
+    """JSON, Markdown, the INT8 confusion matrix over all runs and their curves into a folder."""
     write_whole(folder / JSON_FILE, (json.dumps(summary.to_dict(), indent=2) + "\n").encode())
     write_whole(folder / MARKDOWN_FILE, as_markdown(summary).encode())
     title = f"{summary.dataset}, INT8, {_counts(summary)}"
     write_whole(folder / CONFUSION_FILE, confusion_png(summary.confusion, summary.labels, title))
+    write_whole(folder / CURVES_FILE, curves_png([run.curves for run in summary.runs]))
 
 
 def as_text(summary: Summary) -> str:
@@ -190,7 +195,8 @@ def as_markdown(summary: Summary) -> str:
     """The same as a page."""
     lines = [f"# {printable(summary.dataset)}: {_counts(summary)}", "", *_warning(summary)]
     lines += [table_markdown(_overall(summary)), "", table_markdown(_by_split(summary)), "", NOTE]
-    return "\n".join([*lines, "", f"![INT8 confusion, clips]({CONFUSION_FILE})", ""])
+    lines += ["", f"![INT8 confusion, clips]({CONFUSION_FILE})", ""]
+    return "\n".join([*lines, f"![training curves]({CURVES_FILE})", ""])
 
 
 NOTE = (

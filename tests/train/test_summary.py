@@ -10,8 +10,10 @@ import pytest
 
 from firmware_ref.errors import InputError
 from train.__main__ import main
+from train.curves import EPOCHS_FILE
 from train.summary import (
     CONFUSION_FILE,
+    CURVES_FILE,
     JSON_FILE,
     MARKDOWN_FILE,
     METRICS_FILE,
@@ -42,6 +44,8 @@ def written(folder: Path, seed: int = 0, fold: int = 1, clips: float = 0.5, **ch
     path = folder / f"{seed}-{fold}"
     path.mkdir(parents=True, exist_ok=True)
     (path / METRICS_FILE).write_text(json.dumps(values))
+    epoch = {"stage": "float", "number": 1, "loss": 1.0, "validation_log_loss": None}
+    (path / EPOCHS_FILE).write_text(json.dumps(epoch) + "\n")
     return path
 
 
@@ -107,7 +111,10 @@ def test_the_command_reads_a_real_run_and_writes_its_files(
     out = tmp_path / "summary"
     assert main(["summarize", str(finished), "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("ESC-10: 1 split, 1 seed\n")
-    assert {path.name for path in out.iterdir()} == {CONFUSION_FILE, JSON_FILE, MARKDOWN_FILE}
+    assert {path.name for path in out.iterdir()} == {
+        *(CONFUSION_FILE, CURVES_FILE),
+        *(JSON_FILE, MARKDOWN_FILE),
+    }
     metrics = json.loads((finished / METRICS_FILE).read_text())["metrics"]
     found = json.loads((out / JSON_FILE).read_text())
     for model, values in metrics.items():
