@@ -34,6 +34,7 @@ SHORT = ("float.epochs=2", "qat.epochs=1")
 SMALL = (
     *SETTINGS,
     "augment.frequency_mask_bands=0",
+    "augment.silence_probability=0",
     "float.restart_epochs=[]",
     "model.res_norm=false",
 )
