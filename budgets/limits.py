@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from budgets.figures import INSTRUCTIONS, LAYER_FIGURES, MODEL_FIGURES, instruction_figures
-from firmware_ref.errors import InputError, read_bytes
+from firmware_ref.errors import InputError
+from firmware_ref.toml import read_toml
 
 DEFAULT_FILE = Path(__file__).with_name("limits.toml")
-LIMIT_FILE_BYTES = 64 * 1024
-# A key of thousands of dotted parts would cost tomllib gigabytes.
-LONGEST_LINE_BYTES = 1_000
 LARGEST_LIMIT = 10**12
 LARGEST_GROWTH_PERCENT = 1000.0
 LONGEST_PATTERN = 200
@@ -58,22 +55,18 @@ class Limits:
 def load_limits(path: str | Path | None = None) -> Limits:
     """The limits of a TOML file, by default `DEFAULT_FILE`; unknown or missing keys are refused."""
     path = DEFAULT_FILE if path is None else Path(path)
-    data = read_bytes(path, LIMIT_FILE_BYTES, "limits file")
-    if (longest := max(map(len, data.split(b"\n")))) > LONGEST_LINE_BYTES:
-        raise InputError(
-            f"limits file {str(path)!r} has a line of {longest:,} bytes; at most "
-            f"{LONGEST_LINE_BYTES:,} are accepted; break it"
-        )
     try:
-        return parse_limits(tomllib.loads(data.decode("utf-8")))
-    except InputError as error:
-        raise InputError(f"limits file {str(path)!r}: {error}") from None
+        tables = read_toml(path, "limits file")
     except (ValueError, RecursionError):
         # Not UTF-8, not TOML, nested too deep, or a number too long to print.
         raise InputError(
             f"limits file {str(path)!r} is not readable TOML; {DEFAULT_FILE.name} of the package "
             "shows the form"
         ) from None
+    try:
+        return parse_limits(tables)
+    except InputError as error:
+        raise InputError(f"limits file {str(path)!r}: {error}") from None
 
 
 def parse_limits(tables: Mapping[str, Any]) -> Limits:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from firmware_ref.arch import Network, preset
-from firmware_ref.errors import InputError, read_bytes
+from firmware_ref.errors import InputError
+from firmware_ref.toml import read_toml
 from train.config import (
     AugmentConfig,
     ComputeConfig,
@@ -83,7 +84,7 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
                 f"unknown config {name_or_file!r}; known: {known}; or give the path of a .toml file"
             )
     try:
-        values = tomllib.loads(read_bytes(path, 2**20, "config").decode("utf-8"))
+        values = read_toml(path, "config")
         for override in overrides:
             _apply(values, override)
         return parse_config(values, path.stem)
