@@ -13,7 +13,7 @@ from firmware_ref.arch import Network
 from firmware_ref.errors import CheckFailedError, InputError
 
 NAMES_SHOWN = 5
-# A hostile file may have ten thousand layers, and limits two hundred patterns that match them all.
+# A hostile file may have five thousand layers, and limits two hundred patterns that match them all.
 MOST_LAYER_VIOLATIONS = 2_000
 
 

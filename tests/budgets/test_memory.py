@@ -116,7 +116,7 @@ def test_constants_without_data_are_constants(name: str) -> None:
 
 
 @pytest.mark.parametrize("read", ["the one before", "the input", "all"])
-def test_ten_thousand_operators_take_linear_time(read: str) -> None:
+def test_as_many_operators_as_may_be_take_linear_time(read: str) -> None:
     """A chain, one input for all, and activations that all live until the last operator."""
     count = MAX_OPERATORS
     tensors = tuple(Tensor(f"t{n}", (1,), "int8") for n in range(count + 1))

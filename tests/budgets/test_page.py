@@ -20,6 +20,7 @@ from budgets.page import LINES_LISTED, LINES_SHOWN, as_html
 from budgets.table import cells
 from budgets.verdict import Verdict
 from firmware_ref.arch import preset
+from firmware_ref.graph import MAX_OPERATORS
 
 LIMITS = load_limits()
 CLOCK_MHZ = 100.0
@@ -127,7 +128,7 @@ def empty() -> Count:
 @pytest.fixture
 def many(deployed: Count) -> Count:
     """As many layers as a flatbuffer may have."""
-    return replace(deployed, layers=(deployed.layers * 100)[:10_000])
+    return replace(deployed, layers=(deployed.layers * 100)[:MAX_OPERATORS])
 
 
 def test_whole_and_fetches_nothing(deployed: Count) -> None:
@@ -295,5 +296,5 @@ def test_ten_thousand_layers(many: Count) -> None:
     assert time.process_time() - started < 3
     assert len(text.encode()) < 10_000_000
     page = Page(text)
-    assert len(page.drawing("activations alive in 10,000 steps")) <= MOST_STEPS
-    assert len(page.table) == 10_000 + 2 + 5
+    assert len(page.drawing("activations alive in 5,000 steps")) <= MOST_STEPS
+    assert len(page.table) == MAX_OPERATORS + 2 + 5
