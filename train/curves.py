@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 from firmware_ref.errors import InputError, read_bytes
 from train.report import printable
@@ -78,7 +79,11 @@ def curves_png(runs: Sequence[Curves]) -> bytes:
             _draw(axes, lines, name, colour)
         axes.set_title(stage, parse_math=False)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(StrMethodFormatter("{x:g}"))
         axes.grid(alpha=0.3)
     panels[0].legend()
     picture = io.BytesIO()
