@@ -49,6 +49,16 @@ TECHNIQUES: Mapping[str, Without] = {
         config, float_stage=replace(config.float_stage, restart_epochs=())
     ),
     "ResNorm": lambda config: replace(config, network=replace(config.network, res_norm=False)),
+    "sub-spectral norm": lambda config: replace(
+        config, network=replace(config.network, ssn_bands=1)
+    ),
+    # What is left is calibration: ranges measured on training windows, weights as they are.
+    "QAT": lambda config: replace(
+        config,
+        qat_stage=replace(
+            config.qat_stage, optimizer=replace(config.qat_stage.optimizer, epochs=0)
+        ),
+    ),
 }
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from firmware_ref.errors import BAD_INPUT, HOLDS, INTERRUPTED
 from tests.train.runs import (
@@ -30,7 +32,7 @@ from train.config_file import load_config
 
 # One epoch a stage: the question is whether each trains at all.
 SHORT = ("float.epochs=2", "qat.epochs=1")
-# Two techniques.
+# Three techniques.
 SMALL = (
     *SETTINGS,
     "augment.frequency_mask_bands=0",
@@ -38,6 +40,7 @@ SMALL = (
     "float.restart_epochs=[]",
     "model.res_norm=false",
 )
+SMALL_RUNS = (ALL, "mix-up", "time mask", "QAT")
 
 
 def command(data: Path, out: Path, *more: str, settings: tuple[str, ...]) -> list[str]:
@@ -46,7 +49,7 @@ def command(data: Path, out: Path, *more: str, settings: tuple[str, ...]) -> lis
 
 @pytest.fixture(scope="module")
 def settings(tiny_devices: Path) -> tuple[str, ...]:
-    return (*with_teacher(named("table", tiny_devices / TABLE)), *SHORT)
+    return (*with_teacher(named("table", tiny_devices / TABLE)), *SHORT, "model.ssn_bands=2")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def ablation(
 
 @pytest.fixture(scope="module")
 def small(tiny_esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of two techniques; not to be changed."""
+    """One of three techniques; not to be changed."""
     out = tmp_path_factory.mktemp("small")
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(command(tiny_esc10, out, "--quiet", settings=SMALL)) == HOLDS
@@ -84,6 +87,7 @@ def test_every_technique_is_switched_off_once(
     out, _ = ablation
     assert runs_in(out) == {folder(n) for n in (ALL, *TECHNIQUES)}
     whole = json.loads(json.dumps(load_config("esc10", settings).to_dict()))
+    calibrated = {**whole["qat_stage"]["optimizer"], "epochs": 0}
     changed = {
         "mix-up": ("augment", "mixup_alpha", 0.0),
         "frequency mask": ("augment", "frequency_mask_bands", 0),
@@ -96,6 +100,8 @@ def test_every_technique_is_switched_off_once(
         "distillation": ("distillation", "teachers", []),
         "restarts": ("float_stage", "restart_epochs", []),
         "ResNorm": ("network", "res_norm", False),
+        "sub-spectral norm": ("network", "ssn_bands", 1),
+        "QAT": ("qat_stage", "optimizer", calibrated),
     }
     assert set(changed) == set(TECHNIQUES)
     for name, (section, key, value) in changed.items():
@@ -103,8 +109,10 @@ def test_every_technique_is_switched_off_once(
         assert whole[section][key] != value
         expected = {**whole, section: {**whole[section], key: value}}
         assert config == expected, name
-    weights = {path.read_bytes() for path in out.glob("*/*/float.safetensors")}
+    weights = {path.read_bytes() for path in out.glob("*/*/qat.safetensors")}
     assert len(weights) == 1 + len(TECHNIQUES)
+    learned, calibrated = (load_file(out / folder(n) / "float.safetensors") for n in (ALL, "QAT"))
+    assert all(np.array_equal(calibrated[name], value) for name, value in learned.items())
 
 
 def test_the_values_are_those_of_each_run(ablation: tuple[Path, dict[str, Any]]) -> None:
@@ -144,7 +152,7 @@ def test_seeds_and_techniques_are_added_to_an_ablation(
 ) -> None:
     """Only what is new is trained, with the next seed; the table has the spread over both."""
     out = Path(shutil.copytree(small, tmp_path / "more"))
-    old = {folder(name): lasting(out / folder(name)) for name in (ALL, "mix-up", "time mask")}
+    old = {folder(name): lasting(out / folder(name)) for name in SMALL_RUNS}
     more = ("--resume", "--quiet", "--json", "--seeds", "2", "--only", "mix-up")
     assert main(command(tiny_esc10, out, *more, settings=SMALL)) == HOLDS
     values = json.loads(capsys.readouterr().out)
@@ -178,7 +186,7 @@ def test_an_interrupted_ablation_resumes_to_the_same_bytes(
     stamp = (tmp_path / folder(ALL) / "qat.safetensors").stat().st_mtime_ns
     resumed = command(tiny_esc10, tmp_path, "--quiet", "--resume", settings=SMALL)
     assert main(resumed) == HOLDS
-    for name in (ALL, "mix-up", "time mask"):
+    for name in SMALL_RUNS:
         assert lasting(tmp_path / folder(name)) == lasting(small / folder(name)), name
     for name in ("ablation.json", "ablation.md"):
         assert (tmp_path / name).read_bytes() == (small / name).read_bytes()
@@ -240,7 +248,8 @@ def test_another_ablation_is_refused(
         (("--only", "mixup"), f"--only 'mixup' is unknown; allowed: {', '.join(TECHNIQUES)}"),
         (
             ("--only", "mix-up", "--only", "ResNorm"),
-            "--only 'ResNorm' is off in config 'esc10' already; allowed with it: mix-up, time mask",
+            "--only 'ResNorm' is off in config 'esc10' already; allowed with it: mix-up, time "
+            "mask, QAT",
         ),
         (("--seeds", "0"), "--seeds 0; allowed: from 1 to 1,000"),
         (("--seeds", "two"), "argument --seeds: invalid int value"),
