@@ -62,7 +62,10 @@ def whole(
 def process(
     command: Sequence[str], program: Sequence[str] = ("-m", "train")
 ) -> Iterator[subprocess.Popen[str]]:
-    """``python -m train``, or a program that calls it, in a process of its own."""
+    """``python -m train``, or a program that calls it, in a process of its own.
+
+    It hears Ctrl-C even where these tests do not, as in a background job of a script.
+    """
     with subprocess.Popen(
         [sys.executable, *program, *command],
         cwd=ROOT,
@@ -70,6 +73,7 @@ def process(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as found:
         yield found
 
