@@ -46,7 +46,7 @@ TWO = replace(
 def test_only_what_was_on_is_switched_off() -> None:
     """Teachers' own recipe without a teacher is no technique."""
     plain = load_config("esc10", (*SETTINGS, "teacher.epochs=1", "teacher.learning_rate=0.1"))
-    on = ["mix-up", "frequency mask", "time mask", "silence", "restarts", "ResNorm"]
+    on = ["mix-up", "frequency mask", "time mask", "silence", "restarts", "ResNorm", "QAT"]
     assert list(variants(plain)) == [None, *on]
     assert list(variants(plain, ("ResNorm", "mix-up", "ResNorm"))) == [None, "mix-up", "ResNorm"]
     assert variants(plain)[None] == plain
@@ -54,7 +54,7 @@ def test_only_what_was_on_is_switched_off() -> None:
     assert "distillation" not in variants(everything)
     off = ("augment.mixup_alpha=0", "float.restart_epochs=[]", "model.res_norm=false")
     bare = load_config("esc10", (*SETTINGS, *off))
-    assert list(variants(bare)) == [None, "frequency mask", "time mask", "silence"]
+    assert list(variants(bare)) == [None, "frequency mask", "time mask", "silence", "QAT"]
 
 
 def test_seeds_in_a_row() -> None:
