@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", metavar="FILE", help="write the report there, not to stdout")
     parser.add_argument(
+        "--allow-unused",
+        action="store_true",
+        help="let patterns of layers match none: where limits are of more models than are given",
+    )
+    parser.add_argument(
         "--quiet", action="store_true", help="print nothing but broken limits (to stderr)"
     )
     return parser
@@ -136,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{CLOCKS_MHZ[1]:,.0f}"
         )
     limits = load_limits(options.limits)
-    verdicts = judge([count_subject(name) for name in options.subjects], limits, options.baseline)
+    counts = [count_subject(name) for name in options.subjects]
+    if not options.allow_unused:
+        refuse_unused(limits, counts)
+    verdicts = judge(counts, limits, options.baseline)
 
     form = "json" if options.json else options.format
     text = render(form, verdicts, limits, options.clock_mhz)
@@ -159,7 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def judge(counts: Sequence[Count], limits: Limits, baseline_file: str | None) -> list[Verdict]:
     """Hold every count against the limits, and against the baseline where there is one."""
-    refuse_unused(limits, counts)
     if baseline_file is None:
         if limits.growth_percent:
             raise InputError("growth is limited, and no --baseline FILE given to compare with")

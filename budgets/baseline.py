@@ -55,7 +55,10 @@ class Change:
 def load_baseline(path: str | Path) -> Mapping[str, Subject]:
     """The subjects of a report by ``--json``, by name; another version's is refused."""
     what = f"baseline {str(path)!r}"
-    data = read_bytes(path, BASELINE_BYTES, "baseline")
+    try:
+        data = read_bytes(path, BASELINE_BYTES, "baseline")
+    except InputError as error:
+        raise InputError(f"{error}; {MAKE}, of some 50 models at most") from None
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -109,8 +109,8 @@ def refuse_unused(limits: Limits, counts: Sequence[Count]) -> None:
     for item in limits.layers:
         if not any(item.applies_to(name) for name in names):
             raise InputError(
-                f"limit for layers {item.pattern!r} matches no layer; mend the pattern, or leave "
-                "the limit out"
+                f"limit for layers {item.pattern!r} matches no layer; mend the pattern, leave the "
+                "limit out, or give --allow-unused"
             )
 
 

@@ -167,6 +167,8 @@ def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count
 
     Raises `InputError` where an operator lacks the inputs that its cost is computed from.
     """
+    for operator in graph.operators:
+        rules.refuse_incomplete(graph, operator)
     live = live_activations(graph)
     fields = receptive_fields(graph)
     rows = tuple(

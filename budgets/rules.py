@@ -28,6 +28,8 @@ COPIES = (
 # Operators without multiply-accumulates in the plain convention. A list of what is allowed, so
 # that no BATCH_MATMUL or LSTM passes as free.
 FREE = frozenset({*POOLS, *REDUCTIONS, *ELEMENTWISE, *COPIES})
+# Of two inputs at least, besides those with weights; all others of one.
+PAIRS = frozenset({"ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "PRELU", "SQUARED_DIFFERENCE", "SUB"})
 
 
 def torchinfo_macs(layer: Layer) -> int:
@@ -110,6 +112,15 @@ def _input(graph: Graph, operator: Operator, place: int) -> Tensor:
     raise InputError(
         f"{operator.kind} {graph.name(operator)!r} has no input {place}; convert the model again"
     )
+
+
+def refuse_incomplete(graph: Graph, operator: Operator) -> None:
+    """An `InputError` where an operator that is counted lacks inputs that any kernel needs."""
+    if operator.kind in WEIGHTED or operator.kind in FREE:
+        pair = operator.kind in PAIRS or operator.kind in WEIGHTED
+        for place in range(2 if pair else 1):
+            # SPLIT has its axis first, CONCATENATION any number.
+            _input(graph, operator, place)
 
 
 def weights_shape(graph: Graph, operator: Operator, rank: int) -> tuple[int, ...]:

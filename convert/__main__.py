@@ -94,7 +94,7 @@ def print_bundle(made: Bundle, out: str) -> None:
     ram, flash = made.manifest["ram_bytes"], made.manifest["flash_bytes"]
     print(f"RAM   {_sum(ram)}, and the stack")
     print(f"flash {_sum(flash)}, and {made.parts.code}")
-    model = "" if out == DEFAULT_OUT else f" --model {shlex.quote(f'{out}/{MODEL_FILE}')}"
+    model = "" if out == DEFAULT_OUT else f" --model {shlex.quote(str(Path(out) / MODEL_FILE))}"
     print(f"next: ./scripts/emulate{model}    (on emulated Cortex-M4, M7, M33, M55; bit for bit)")
 
 

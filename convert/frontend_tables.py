@@ -15,13 +15,14 @@ from firmware_ref.fixed_log import LN2, log_table
 SOURCES = Path(__file__).parent / "c"
 SOURCE_FILES = ("tinyscene_frontend.h", "tinyscene_frontend.c")
 TABLES_FILE = "tinyscene_frontend_tables.h"
+CHANNELS = b"#define TINYSCENE_FRONTEND_CHANNELS %d\n"
 LINE_COLUMNS = 100
 
 
 def frontend_tables(frontend: FixedFrontend) -> str:
     """The header that ``tinyscene_frontend.c`` includes; the same front end, the same text.
 
-    Constants and ``const`` arrays of `firmware_ref`, and the maps of the model's three channels.
+    Constants and ``const`` arrays of `firmware_ref`, and the maps of the model's channels.
     """
     bins, rises = mel_segments()
     maps = frontend.maps
@@ -54,10 +55,18 @@ def frontend_tables(frontend: FixedFrontend) -> str:
     return "\n".join(parts)
 
 
-def write_frontend(frontend: FixedFrontend, folder: Path) -> list[Path]:
-    """Write the C sources and their tables into ``folder``."""
+def frontend_files(frontend: FixedFrontend) -> dict[str, bytes]:
+    """The C sources, for as many channels as the front end has, and their tables, by name."""
     files = {name: (SOURCES / name).read_bytes() for name in SOURCE_FILES}
+    header = files[SOURCE_FILES[0]]
+    files[SOURCE_FILES[0]] = header.replace(CHANNELS % 3, CHANNELS % len(frontend.maps))
     files[TABLES_FILE] = frontend_tables(frontend).encode()
+    return files
+
+
+def write_frontend(frontend: FixedFrontend, folder: Path) -> list[Path]:
+    """Write `frontend_files` into ``folder``."""
+    files = frontend_files(frontend)
     for name, content in files.items():
         write_whole(folder / name, content)
     return [folder / name for name in files]

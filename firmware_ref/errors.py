@@ -133,6 +133,9 @@ def check_folder(path: str | Path, option: str) -> None:
 
     ``option`` is what the user gave it by, ``--out``. Nothing is left behind.
     """
+    # An unset variable of a script, which would mean the current folder.
+    if not str(path):
+        raise InputError(f"{option} is empty; give a folder, '.' for the current one")
     try:
         folder = _followed(path)
         nearest = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,13 +20,16 @@ def install(files: Mapping[str, bytes], folder: Path, manifest_file: str) -> lis
 
     A new folder appears whole, by one rename. In one that exists, every file is first written
     aside; then all are put in place, and back as they were where that is interrupted or fails.
-    What an earlier bundle's manifest lists, unchanged since, and this one lacks, is removed.
-    Raises `InputError` where the folder cannot be written.
+    What an earlier bundle's manifest lists, unchanged since, is replaced, or removed where this one
+    lacks it. Raises `InputError`, before anything is touched, where a file of another's or one that
+    was edited stands in the way, and where the folder cannot be written.
     """
     folder = Path(os.path.realpath(folder))
     try:
         if folder.exists():
-            _replace(files, folder, _stale(files, folder, manifest_file))
+            ours = _unchanged(folder, manifest_file)
+            _refuse_others(files, folder, ours)
+            _replace(files, folder, [name for name in ours if name not in files])
         else:
             _create(files, folder)
     except OSError as error:
@@ -53,11 +56,22 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
         path.write_bytes(content)
 
 
-def _replace(files: Mapping[str, bytes], folder: Path, stale: list[str]) -> None:
-    for name in files:
+def _refuse_others(files: Mapping[str, bytes], folder: Path, ours: Sequence[str]) -> None:
+    """Nothing in the way but files of an earlier bundle, or such as are what they will be."""
+    for name, content in files.items():
         path = folder / name
-        if path.exists() and not path.is_file():
+        if not path.exists() or name in ours:
+            continue
+        if not path.is_file():
             raise InputError(f"{str(path)!r} is no regular file; move it, or give another --out")
+        if path.read_bytes() != content:
+            raise InputError(
+                f"{str(path)!r} is none of an earlier bundle's files, or was edited since; move "
+                "it, or give another --out"
+            )
+
+
+def _replace(files: Mapping[str, bytes], folder: Path, stale: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=PREFIX) as aside:
         new, old = Path(aside) / "new", Path(aside) / "old"
         _write(files, new)
@@ -100,18 +114,15 @@ class _Moves:
             parent.rmdir()
 
 
-def _stale(files: Mapping[str, bytes], folder: Path, manifest_file: str) -> list[str]:
-    """Paths that an earlier manifest lists with the hash they have, and the new bundle lacks."""
+def _unchanged(folder: Path, manifest_file: str) -> list[str]:
+    """The manifest of an earlier bundle, and the paths it lists that have the hash it says."""
     try:
         listed = json.loads((folder / manifest_file).read_text(encoding="utf-8"))["files"]
         entries = [(str(path), entry["sha256"]) for path, entry in listed.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    return [
-        path
-        for path, sha256 in entries
-        if path not in files and _within(path) and _is(folder / path, sha256)
-    ]
+    found = [path for path, sha256 in entries if _within(path) and _is(folder / path, sha256)]
+    return [*found, manifest_file]
 
 
 def _within(path: str) -> bool:

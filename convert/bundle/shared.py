@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from convert import frontend_tables
 from convert.bundle.facts import Facts
 from convert.bundle.parts import SOURCE_FOLDER, Define, File, Names, source
 from convert.bundle.render import rendered
-from convert.frontend_tables import SOURCE_FILES, SOURCES, TABLES_FILE, frontend_tables
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.fixed_frontend import FixedFrontend
 from firmware_ref.graph import Graph
@@ -41,10 +41,10 @@ FRONTEND_EQUAL = (
 
 def frontend_files(graph: Graph) -> list[File]:
     """The fixed-point front end in C, with a model's tables."""
-    tables = frontend_tables(FixedFrontend.of_graph(graph))
-    says = "the front end: samples to the network's input"
-    sources = [source(name, (SOURCES / name).read_bytes(), says) for name in SOURCE_FILES]
-    return [*sources, source(TABLES_FILE, tables, "its tables, for this model")]
+    contents = frontend_tables.frontend_files(FixedFrontend.of_graph(graph))
+    says = dict.fromkeys(contents, "the front end: samples to the network's input")
+    says[frontend_tables.TABLES_FILE] = "its tables, for this model"
+    return [source(name, content, says[name]) for name, content in contents.items()]
 
 
 def constant_bytes(files: Sequence[File]) -> int:

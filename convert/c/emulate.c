@@ -8,7 +8,6 @@
 
 #define PAINTED_BYTES 12288
 #define PAINT 0xA5
-#define MOST_LAYERS 512
 
 static uint32_t ticks(void) { return *(volatile uint32_t *)TINYSCENE_COUNTER; }
 
@@ -26,7 +25,7 @@ static uint32_t crc32(const int8_t *data, int32_t bytes) {
 static struct {
     const char *name;
     uint32_t ticks, crc;
-} layers[MOST_LAYERS];
+} layers[TINYSCENE_LAYERS];
 static int32_t count;
 static uint32_t last;
 

@@ -250,9 +250,10 @@ bool tinyscene_frontend_finish(tinyscene_frontend *frontend, const int16_t *tail
         }
         repeat_edges(first);
         for (uint32_t n = 0; n < FRAMES; ++n) {
-            *output++ = quantized(x[n], 0);
-            *output++ = quantized(first[n], 1);
-            *output++ = quantized(delta_tenfold(first + n), 2);
+            const int32_t channels[3] = {x[n], first[n], delta_tenfold(first + n)};
+            for (uint32_t c = 0; c < CHANNELS; ++c) {
+                *output++ = quantized(channels[c], c);
+            }
         }
     }
     return true;

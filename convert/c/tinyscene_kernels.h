@@ -22,7 +22,8 @@
 #else
 #define TS_MVE 0
 #endif
-#if TINYSCENE_SIMD && !TS_MVE && defined(__ARM_FEATURE_DSP)
+/* Thumb only: in Arm state LDRD takes a pair of registers that lie beside each other. */
+#if TINYSCENE_SIMD && !TS_MVE && defined(__ARM_FEATURE_DSP) && defined(__thumb__)
 #define TS_DSP 1
 #include <arm_acle.h>
 #else
@@ -313,9 +314,10 @@ static inline void ts_convolve(const ts_conv *p, const int8_t *x, int8_t *y, int
     int32_t channels = p->out_channels, depth = p->depth, low = p->out.low;
     for (int32_t first = 0; first < positions; first += TS_POSITIONS) {
         int32_t count = positions - first < TS_POSITIONS ? positions - first : TS_POSITIONS;
-        for (int32_t n = 0; n < count; ++n) {
+        /* Positions that are lacking repeat the last one: nothing is summed that was not written. */
+        for (int32_t n = 0; n < TS_POSITIONS; ++n) {
             ts_gather(p, x, row, frame, columns, n);
-            if (++frame == p->out_frames) {
+            if (first + n + 1 < positions && ++frame == p->out_frames) {
                 frame = 0;
                 ++row;
             }

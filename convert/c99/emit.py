@@ -57,11 +57,11 @@ def _convolution(graph: Graph, plan: Plan, step: Convolution) -> Function:
     operator = step.operator
     window = place(graph, operator)
     source, result = (graph.tensors[i].shape for i in (operator.inputs[0], operator.outputs[0]))
-    rows = numbers.weight_rows(graph, operator)
-    filled = np.zeros((len(rows), depth(graph, operator)), np.int8)
-    filled[:, : rows.shape[1]] = rows
+    found = numbers.channels(graph, operator)
+    filled = np.zeros((len(found.weights), depth(graph, operator)), np.int8)
+    filled[:, : found.weights.shape[1]] = found.weights
     name = identifier(graph.name(operator))
-    requantization, out = _channels(name, numbers.channels(graph, operator))
+    requantization, out = _channels(name, found)
     layer = {
         **dict(zip(("in_rows", "in_frames", "in_channels"), source[1:], strict=True)),
         **dict(zip(("out_rows", "out_frames", "out_channels"), result[1:], strict=True)),
@@ -97,8 +97,7 @@ def _frequency_convolution(graph: Graph, plan: Plan, step: FrequencyConvolution)
         multiplier=np.concatenate([part.multiplier for part in found]),
         shift=np.concatenate([part.shift for part in found]),
     )
-    weights = np.concatenate([numbers.weight_rows(graph, band) for band in step.bands])
-    text = _array("int8_t", f"{name}_weights", weights)
+    text = _array("int8_t", f"{name}_weights", np.concatenate([part.weights for part in found]))
     requantization, out = _channels(name, whole)
     text += requantization
     difference = "0"
@@ -141,7 +140,7 @@ def _temporal_convolution(graph: Graph, plan: Plan, step: TemporalConvolution) -
         "out": out,
         "activation": f"{name}_silu",
     }
-    text = _array("int8_t", f"{name}_weights", numbers.weight_rows(graph, operator))
+    text = _array("int8_t", f"{name}_weights", found.weights)
     text += requantization + _array("int8_t", f"{name}_silu", activation)
     text += _struct("ts_temporal_conv", name, layer)
     text += _define(name, "int8_t *row", f"ts_convolve_frames(&{name}_layer, row);")

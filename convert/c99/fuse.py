@@ -65,14 +65,16 @@ class _Fuser:
         while self.at < len(self.operators):
             new, current = self.next(current)
             found += new
+        if not found:
+            raise self.error("the graph has no layer")
         if current != self.graph.outputs[0]:
             raise self.error("the last operator does not give the graph's output")
         return found
 
     def next(self, current: int) -> tuple[list[Step], int]:
         """The steps that begin here, and the tensor that they leave."""
-        operator = self.operators[self.at]
-        if operator.inputs[0] != current:
+        operator = self.here()
+        if operator.inputs[:1] != (current,):
             raise self.error("it does not read what the step before it leaves")
         if run := self.run(NORMALIZATION, current):
             self.check_normalization(run)
@@ -82,6 +84,7 @@ class _Fuser:
         self.at += 1
         output = operator.outputs[0]
         if operator.kind == "CONV_2D":
+            self.check_convolution(operator)
             return [Convolution(operator)], output
         if operator.kind == "MAX_POOL_2D":
             self.check_window(operator, (2, 2))
@@ -89,7 +92,7 @@ class _Fuser:
         if operator.kind == "AVERAGE_POOL_2D":
             self.check_window(operator, self.shape(current)[1:3])
             return [MeanPool(operator)], output
-        if operator.kind == "RESHAPE":
+        if operator.kind == "RESHAPE" and self.at == len(self.operators):
             return [], output  # the same bytes
         self.at -= 1
         raise self.error("it is in no place where the network family has it")
@@ -116,7 +119,7 @@ class _Fuser:
 
     def is_frequency_convolution(self) -> bool:
         """Whether a block begins: a 3x1 depthwise convolution, or the padding before its bands."""
-        operator = self.operators[self.at]
+        operator = self.here()
         if operator.kind == "PAD":
             return True
         return operator.kind == "DEPTHWISE_CONV_2D" and self.kernel(operator) == (3, 1)
@@ -127,16 +130,18 @@ class _Fuser:
         mean = self.take("AVERAGE_POOL_2D", whole.outputs[0])
         self.check_window(mean, (self.shape(current)[1], 1))
         identity = difference = None
-        if self.operators[self.at].kind == "AVERAGE_POOL_2D":
+        if self.here().kind == "AVERAGE_POOL_2D":
             identity = self.take("AVERAGE_POOL_2D", current)
             self.check_window(identity, (self.shape(current)[1], 1))
             difference = self.take("SUB", mean.outputs[0], identity.outputs[0])
         row = (difference or mean).outputs[0]
         temporal = self.run(TEMPORAL, row)
-        if temporal is None or self.kernel(temporal[0]) != (1, 3):
+        if temporal is None:
             raise self.error("a 1x3 convolution and SiLU are expected after the mean")
+        self.check_depthwise(temporal[0], (1, 3), "SAME")
         project = self.take("CONV_2D", temporal[2].outputs[0])
-        total = self.operators[self.at]
+        self.check_convolution(project)
+        total = self.here()
         inputs = {whole.outputs[0], project.outputs[0]}
         if total.kind != "ADD" or set(total.inputs) != inputs:
             raise self.error("the sum of the block's map and row is expected")
@@ -151,19 +156,19 @@ class _Fuser:
 
     def bands(self, current: int) -> tuple[tuple[Operator, ...], Operator]:
         """The convolution itself; or padding, slices, convolutions and their concatenation."""
-        if self.operators[self.at].kind == "DEPTHWISE_CONV_2D":
+        if self.here().kind == "DEPTHWISE_CONV_2D":
             convolution = self.take("DEPTHWISE_CONV_2D", current)
-            self.check_padding(convolution, "SAME")
+            self.check_depthwise(convolution, (3, 1), "SAME")
             return (convolution,), convolution
         rows = self.shape(current)[1]
         padded = self.take("PAD", current)
         if self.integers(padded, 1) != [0, 0, 1, 1, 0, 0, 0, 0]:
             raise self.error("one row of padding on either side is expected", padded)
         found: list[Operator] = []
-        while self.operators[self.at].kind == "SLICE":
+        while self.here().kind == "SLICE":
             part = self.take("SLICE", padded.outputs[0])
             convolution = self.take("DEPTHWISE_CONV_2D", part.outputs[0])
-            self.check_padding(convolution, "VALID")
+            self.check_depthwise(convolution, (3, 1), "VALID")
             if self.integers(part, 1) != [
                 0,
                 len(found) * self.shape(convolution.outputs[0])[1],
@@ -177,10 +182,16 @@ class _Fuser:
             raise self.error("bands that make up the whole map are expected", whole)
         return tuple(found), whole
 
+    def here(self) -> Operator:
+        """The operator that comes next; an `InputError` where the graph has ended."""
+        if self.at == len(self.operators):
+            raise self.error("the graph ends within a block", self.operators[-1])
+        return self.operators[self.at]
+
     def take(self, kind: str, *inputs: int) -> Operator:
         """The next operator, of this kind and on these activations."""
-        operator = self.operators[self.at] if self.at < len(self.operators) else None
-        if operator is None or operator.kind != kind:
+        operator = self.here()
+        if operator.kind != kind:
             raise self.error(f"{kind} is expected here")
         if operator.inputs[: len(inputs)] != inputs:
             raise self.error(f"{kind} is expected on other inputs")
@@ -221,17 +232,28 @@ class _Fuser:
         if options["fused_activation"] != "NONE":
             raise self.error("no fused activation is expected", operator)
 
-    def check_padding(self, operator: Operator, padding: str) -> None:
+    def check_convolution(self, operator: Operator) -> None:
+        """Neither dilated nor grouped."""
+        grouped = self.shape(operator.inputs[0])[-1] != self.shape(operator.inputs[1])[-1]
+        if grouped or self.dilations(operator) != (1, 1):
+            raise self.error("a convolution without groups and dilation is expected", operator)
+
+    def check_depthwise(self, operator: Operator, kernel: tuple[int, int], padding: str) -> None:
         options = operator.options
-        dilations = (options["dilation_h_factor"], options["dilation_w_factor"])
         if (
-            self.kernel(operator) != (3, 1)
+            self.kernel(operator) != kernel
             or options["padding"] != padding
             or (options["stride_h"], options["stride_w"]) != (1, 1)
-            or dilations != (1, 1)
+            or self.dilations(operator) != (1, 1)
             or options["depth_multiplier"] != 1
         ):
-            raise self.error(f"a 3x1 convolution with padding {padding} is expected", operator)
+            rows, frames = kernel
+            raise self.error(
+                f"a {rows}x{frames} convolution with padding {padding} is expected", operator
+            )
+
+    def dilations(self, operator: Operator) -> tuple[int, int]:
+        return operator.options["dilation_h_factor"], operator.options["dilation_w_factor"]
 
     def kernel(self, operator: Operator) -> tuple[int, ...]:
         return self.shape(operator.inputs[1])[1:3]

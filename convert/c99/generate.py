@@ -11,6 +11,7 @@ from convert.c99.emit import Function, function
 from convert.c99.fuse import fuse
 from convert.c99.plan import Plan, plan
 from firmware_ref.graph import Graph
+from firmware_ref.ops import prepare
 
 HEADER_FILE, SOURCE_FILE = "tinyscene_model.h", "tinyscene_model.c"
 KERNELS_FILE = "tinyscene_kernels.h"
@@ -37,6 +38,10 @@ def generate(graph: Graph) -> Generated:
     same text.
     """
     steps = fuse(graph)
+    for operator in graph.operators:
+        # What the kernels refuse, such as a pool that changes scales; `numbers` sees to the others.
+        if operator.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            prepare(operator, graph)
     memory = plan(graph, steps)
     functions = [function(graph, step, memory) for step in steps]
     files = {

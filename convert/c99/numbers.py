@@ -20,14 +20,20 @@ from firmware_ref.ops.node import Affine, Node
 DOUBLED_LIMIT = 2**30
 # Doubled and shifted weights are 16 bits.
 LARGEST_SHIFT = 6
+# The multiplier and shift of one: what goes in comes out.
+ONE = (2**30, 1)
 # Codes in the order of a table in C, which is read at code + 128.
 CODES = np.arange(-128, 128).astype(np.int8)
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """``ts_channels``: bias, multiplier and shift of each channel, zero point and clamp."""
+    """``ts_channels``: bias, multiplier and shift of each channel, zero point and clamp.
 
+    ``weights`` int8 (C, K) are the taps of each output channel in order.
+    """
+
+    weights: np.ndarray
     bias: np.ndarray
     multiplier: np.ndarray
     shift: np.ndarray
@@ -73,19 +79,30 @@ class Product:
 
 
 def channels(graph: Graph, operator: Operator) -> Channels:
-    """Requantisation of a convolution; refuses sums that the kernels cannot hold."""
+    """Weights and requantisation of a convolution; refuses sums that the kernels cannot hold.
+
+    A channel that gives one code whatever its input, as one does whose weights have died, becomes
+    a bias alone, which no scale of it can bring out of range.
+    """
     node = Node(operator, graph)
     axis = 0 if operator.kind == "CONV_2D" else 3
     weights = weight_rows(graph, operator)
     _, source = node.activation(0)
     bias = bias_of(node, len(weights))
     found = staircase(node, source, weights, bias, axis)
-    largest = largest_sum(source, weights) + np.abs(bias)
+    reach = largest_sum(source, weights)
     multiplier, shift = (
-        np.broadcast_to(part, largest.shape) for part in (found.multiplier, found.shift)
+        np.broadcast_to(part, reach.shape) for part in (found.multiplier, found.shift)
     )
+    code = found(-reach)
+    # Shifting left wraps, so that a channel's ends say nothing of what lies between.
+    constant = (code == found(reach)) & (shift <= 0)
+    weights = np.where(constant[:, None], 0, weights).astype(np.int8)
+    bias = np.where(constant, code.astype(np.int64) - found.zero_point, bias)
+    multiplier, shift = np.where(constant, np.array(ONE)[:, None], (multiplier, shift))
+    largest = np.where(constant, 0, reach) + np.abs(bias)
     _check_range(node, largest, shift, found.zero_point, found.high)
-    return Channels(bias, multiplier, shift, found.zero_point, found.low)
+    return Channels(weights, bias, multiplier, shift, found.zero_point, found.low)
 
 
 def _check_range(
@@ -108,7 +125,7 @@ def _check_range(
 def on_codes(found: Channels, graph: Graph, operator: Operator) -> Channels:
     """The same for sums of codes as they are: the input's zero point goes into the bias."""
     zero_point = Node(operator, graph).activation(0)[1].zero_point
-    sums = weight_rows(graph, operator).astype(np.int64).sum(axis=1)
+    sums = found.weights.astype(np.int64).sum(axis=1)
     return replace(found, bias=found.bias - zero_point * sums)
 
 
@@ -124,7 +141,7 @@ def one_channel(graph: Graph, operator: Operator) -> tuple[int, Rescale]:
     """The one weight of a mean, and its requantisation."""
     found = channels(graph, operator)
     rescale = Rescale(int(found.multiplier[0]), int(found.shift[0]), found.zero_point, found.low)
-    return int(weight_rows(graph, operator)[0, 0]), rescale
+    return int(found.weights[0, 0]), rescale
 
 
 def addition(graph: Graph, operator: Operator) -> Sum:
@@ -140,7 +157,7 @@ def addition(graph: Graph, operator: Operator) -> Sum:
 
 
 def _operand(affine: Affine, twice_larger: float) -> Operand:
-    return Operand(affine.zero_point, *quantize_multiplier(affine.scale / twice_larger))
+    return Operand(affine.zero_point, *_in_range(quantize_multiplier(affine.scale / twice_larger)))
 
 
 def operand_codes(graph: Graph, operator: Operator, place: int) -> np.ndarray:
@@ -163,10 +180,16 @@ def product(graph: Graph, operator: Operator) -> Product:
 
 def _rescale(node: Node, multiplier: tuple[int, int], largest: int) -> Rescale:
     """The last step of an element-wise operator, for values up to ``largest`` in magnitude."""
+    multiplier = _in_range(multiplier)
     out = node.affine(node.output)
     low, high = node.clamp()
     _check_range(node, np.array([largest]), np.array([multiplier[1]]), out.zero_point, high)
     return Rescale(*multiplier, out.zero_point, low)
+
+
+def _in_range(multiplier: tuple[int, int]) -> tuple[int, int]:
+    """Zero for one that leaves nothing of values below `DOUBLED_LIMIT`: no kernel shifts by 31."""
+    return multiplier if multiplier[1] > -31 else (0, 0)
 
 
 def table(graph: Graph, operators: Sequence[Operator]) -> np.ndarray:

@@ -117,3 +117,20 @@ def test_the_hook_holds_the_files_it_is_given(workspace: Path) -> None:
         )
         assert (done.returncode, done.stdout) == (code, "")
         assert ("over limit: " in done.stderr) == bool(code)
+
+
+def test_the_hook_takes_limits_of_models_that_are_not_in_the_commit(workspace: Path) -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    limits = (workspace / "limits.toml").read_text(encoding="utf-8")
+    limits += "\n[[layers]]\npattern = 'of another model'\nparameters = 1\n"
+    (workspace / "limits.toml").write_text(limits, encoding="utf-8")
+    (file, *_) = workspace.glob("*.tflite")
+    for command, code in ((hook["entry"], 0), ("python -m budgets", 2)):
+        done = subprocess.run(
+            [sys.executable, *shlex.split(command)[1:], "--limits", "limits.toml", file.name],
+            cwd=workspace,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code and ("matches no layer" in done.stderr) == bool(code)

@@ -147,17 +147,17 @@ def test_elementwise_and_reduction_work_by_hand(builder) -> None:
     assert [(row.elementwise, row.reductions) for row in rows] == found
 
 
-def test_an_operator_without_inputs_is_counted_or_refused(builder) -> None:
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("MEAN", 0), ("MUL", 0), ("ADD", 1), ("RESHAPE", 0), ("CONCATENATION", 0), ("RELU", 0)],
+)
+def test_an_operator_without_inputs_is_refused_where_it_is_known(builder, kind, missing) -> None:
     builder.add(Tensor("input", (1, 8), "int8"))
-    builder.op("ADD", "nothing", (), (1, 8))
     builder.op("CUSTOM:Magic", "absent", (-1, -1), (1, 8))
     count = count_graph(builder.build(), "odd", 1)
-    assert [(row.parameters, row.macs, row.elementwise) for row in count.layers] == [
-        (0, 0, 8),
-        (0, 0, 0),
-    ]
-    builder.op("MEAN", "mean", (), (1, 8))
-    with pytest.raises(InputError, match="MEAN 'mean' has no input 0"):
+    assert [(row.parameters, row.macs, row.elementwise) for row in count.layers] == [(0, 0, 0)]
+    builder.op(kind, "layer", range(missing), (1, 8))
+    with pytest.raises(InputError, match=f"{kind} 'layer' has no input {missing}"):
         count_graph(builder.build(), "odd", 1)
 
 

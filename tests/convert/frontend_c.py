@@ -22,7 +22,7 @@ from train import qat_checkpoint
 
 FLAGS = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow"]
 FLAGS += ["-Wstrict-prototypes", "-Werror", "-O2"]
-HOP, HOPS, TAIL, OUTPUT = 1024, 43, 68, 128 * 44 * 3
+HOP, HOPS, TAIL, CODES = 1024, 43, 68, 128 * 44
 STATE = (
     '#include "tinyscene_frontend.h"\nconst unsigned state_bytes = sizeof(tinyscene_frontend);\n'
 )
@@ -46,7 +46,8 @@ def run(*command: str | Path, stdin: bytes = b"") -> bytes:
 class CFrontend:
     """The compiled front end; its state begins as garbage."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, channels: int) -> None:
+        self._channels = channels
         (folder / "state.c").write_text(STATE)
         library = folder / "frontend.so"
         sources = [folder / "tinyscene_frontend.c", folder / "state.c"]
@@ -66,17 +67,17 @@ class CFrontend:
         return bool(self._library.tinyscene_frontend_push(self._state, _pointer(hop)))
 
     def finish(self, tail: np.ndarray) -> np.ndarray | None:
-        """The input, (128, 44, 3) int8; None where refused, nothing written then."""
+        """The input, (128, 44, C) int8; None where refused, nothing written then."""
         assert tail.shape == (TAIL,)
-        output = np.full(OUTPUT, 77, np.int8)
+        output = np.full(CODES * self._channels, 77, np.int8)
         arguments = self._state, _pointer(tail), output.ctypes.data_as(ctypes.c_void_p)
         if self._library.tinyscene_frontend_finish(*arguments):
-            return output.reshape(128, 44, 3)
+            return output.reshape(128, 44, self._channels)
         assert (output == 77).all()
         return None
 
     def inputs(self, clips: np.ndarray) -> np.ndarray:
-        """Clips (N, 44100) int16, hop by hop, to inputs (N, 128, 44, 3) int8."""
+        """Clips (N, 44100) int16, hop by hop, to inputs (N, 128, 44, C) int8."""
         return np.stack([self._clip(clip) for clip in clips])
 
     def _clip(self, clip: np.ndarray) -> np.ndarray:
@@ -104,7 +105,7 @@ def built(
         changed = change(text)
         assert changed != text
         tables.write_text(changed)
-    return CFrontend(folder)
+    return CFrontend(folder, len(frontend.maps))
 
 
 @lru_cache(maxsize=1)

@@ -77,7 +77,8 @@ def test_a_hostile_manifest_reaches_nothing_outside(tmp_path: Path, name: str) -
     write(OLD, out)
     entry = {"sha256": hashlib.sha256(b"precious").hexdigest()}
     path = name.format(absolute=outside)
-    (out / MANIFEST).write_text(json.dumps({"files": {path: entry}}))
+    kept = {n: e for n, e in json.loads(OLD[MANIFEST])["files"].items() if n != "only/of/old"}
+    (out / MANIFEST).write_text(json.dumps({"files": {**kept, path: entry}}))
     write(NEW, out)
     assert outside.read_bytes() == b"precious"
     assert found(out) == {**NEW, "only/of/old": b"old alone"}
@@ -97,11 +98,30 @@ def test_a_link_that_a_manifest_lists_is_left(tmp_path: Path) -> None:
     "text",
     ["", "[]", "{}", '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', "[" * 100_000],
 )
-def test_a_manifest_that_is_none_lists_nothing(tmp_path: Path, text: str) -> None:
+def test_a_manifest_that_is_none_is_of_others(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     (tmp_path / "a").write_bytes(b"kept")
+    with pytest.raises(InputError, match=r"manifest\.json' is none of an earlier bundle's"):
+        write(NEW, tmp_path)
+    assert found(tmp_path) == {MANIFEST: text.encode(), "a": b"kept"}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("name", ["model", "src/network"])
+def test_files_of_others_and_edited_ones_are_never_overwritten(
+    tmp_path: Path, name: str, earlier: bool
+) -> None:
+    if earlier:
+        write(OLD, tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"of others")
+    before = found(tmp_path)
+    with pytest.raises(InputError, match=f"{name}' is none of an earlier bundle's files, or was"):
+        write(NEW, tmp_path)
+    assert found(tmp_path) == before
+    (tmp_path / name).write_bytes(NEW[name])
     write(NEW, tmp_path)
-    assert found(tmp_path) == {**NEW, "a": b"kept"}
+    assert NEW.items() <= found(tmp_path).items()
 
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:

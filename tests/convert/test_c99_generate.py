@@ -14,7 +14,7 @@ import pytest
 from convert.c99.generate import SOURCE_FILE, Generated, generate
 from firmware_ref.arch import PRESETS, Network
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Graph, parse
+from firmware_ref.graph import Graph, Operator, Quantization, Tensor, parse
 from firmware_ref.oracle import oracle, session
 from firmware_ref.run import Interpreter
 from tests.convert.host_c import HostNetwork, compile_c, compiler, mismatches
@@ -145,6 +145,59 @@ int main(void) {{
     assert [int(word) for word in done.stdout.split()] == expected
 
 
+def _channel(graph: Graph, layer: str, multiplier: float, weight: int, bias: int) -> Graph:
+    """The graph with one multiplier, bias and value for all weights of a layer's first channel."""
+    operator = next(o for o in graph.operators if graph.name(o) == layer)
+    source, weights, biases = (graph.tensors[index] for index in operator.inputs)
+    result = graph.tensors[operator.outputs[0]]
+    assert weights.data is not None and biases.data is not None
+    assert source.quantization and weights.quantization and result.quantization
+    scale = result.quantization.scale[0] * multiplier / source.quantization.scale[0]
+    scales = (scale, *weights.quantization.scale[1:])
+    data, offsets = weights.data.copy(), biases.data.copy()
+    data[(slice(None),) * 3 + (0,) if operator.kind == "DEPTHWISE_CONV_2D" else 0] = weight
+    offsets[0] = bias
+    quantization = replace(weights.quantization, scale=scales)
+    changed = _tensor(graph, operator.inputs[1], data=data, quantization=quantization)
+    return _tensor(changed, operator.inputs[2], data=offsets)
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "weight", "bias"),
+    [
+        (1.5 * 2.0**-32, 127, 0),  # a shift by 31
+        (40 * 2.0**-30, 0, 2**30),  # no weights: the scale is such that the bias is 2**30 steps
+        (40 * 2.0**-30, 1, -(2**30)),
+        (2.0**-27, 127, 1000),
+        (2.0, 0, 2**20),  # beyond the last code
+    ],
+)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "stem.conv",
+        "stage1.block1.expand",
+        "stage1.block1.frequency_conv.band2",
+        "stage1.block1.temporal_conv",
+        "stage2.block1.project",
+        "classifier",
+    ],
+)
+def test_a_channel_of_one_code_is_generated_whatever_its_scale(
+    tmp_path: Path,
+    rng: np.random.Generator,
+    small: Graph,
+    layer: str,
+    multiplier: float,
+    weight: int,
+    bias: int,
+) -> None:
+    graph = _channel(small, layer, multiplier, weight, bias)
+    x = inputs(graph, 1, rng)
+    host = HostNetwork(generate(graph), tmp_path, *SANITIZED)
+    assert mismatches(host, graph, x, Interpreter(graph).run_all(x)) == {}
+
+
 def test_one_function_a_layer_with_its_name(small: Graph) -> None:
     text = generate(small).files[SOURCE_FILE]
     functions = re.findall(r"^static void (\w+)\(", text, re.MULTILINE)
@@ -181,10 +234,52 @@ def test_a_name_cannot_leave_its_comment(small: Graph) -> None:
 Change = Callable[[Graph], Graph]
 
 
+def _first(graph: Graph, kind: str) -> int:
+    return next(n for n, operator in enumerate(graph.operators) if operator.kind == kind)
+
+
+def _tensor(graph: Graph, index: int, **values: object) -> Graph:
+    """The graph with one tensor changed."""
+    tensors = list(graph.tensors)
+    tensors[index] = replace(tensors[index], **values)
+    return replace(graph, tensors=tuple(tensors))
+
+
+def _grouped(graph: Graph) -> Graph:
+    """The first convolution with weights for the first of its input channels alone."""
+    index = graph.operators[_first(graph, "CONV_2D")].inputs[1]
+    data = graph.tensors[index].data
+    assert data is not None
+    return _tensor(graph, index, data=data[..., :1], shape=data[..., :1].shape)
+
+
+def _rescaled(graph: Graph) -> Graph:
+    """A pool whose output has another scale than its input."""
+    index = graph.operators[_first(graph, "MAX_POOL_2D")].outputs[0]
+    return _tensor(graph, index, quantization=Quantization((0.5,), (0,)))
+
+
+def _ending(graph: Graph, count: int) -> Graph:
+    """The graph's first operators alone."""
+    operators = graph.operators[:count]
+    return replace(graph, operators=operators, outputs=operators[-1].outputs)
+
+
+def _reshaped(graph: Graph) -> Graph:
+    """The graph with a reshape, into the shape that it has, before all else."""
+    source = graph.tensors[graph.inputs[0]]
+    shape = Tensor("shape", (4,), "int32", None, np.array(source.shape, np.int32))
+    count, first = len(graph.tensors), graph.operators[0]
+    reshape = Operator("RESHAPE", (graph.inputs[0], count + 1), (count,), {})
+    reads = replace(first, inputs=(count, *first.inputs[1:]))
+    tensors = (*graph.tensors, replace(source, name="reshaped"), shape)
+    return replace(graph, tensors=tensors, operators=(reshape, reads, *graph.operators[1:]))
+
+
 def _operator(graph: Graph, kind: str, **options: object) -> Graph:
     """The graph with options of the first operator of a kind changed."""
     operators = list(graph.operators)
-    place = next(n for n, operator in enumerate(operators) if operator.kind == kind)
+    place = _first(graph, kind)
     operators[place] = replace(operators[place], options={**operators[place].options, **options})
     return replace(graph, operators=tuple(operators))
 
@@ -199,6 +294,13 @@ def _operator(graph: Graph, kind: str, **options: object) -> Graph:
         (lambda g: _operator(g, "CONV_2D", fused_activation="RELU6"), "NONE and RELU"),
         (lambda g: _operator(g, "DEPTHWISE_CONV_2D", padding="SAME"), "padding VALID"),
         (lambda g: _operator(g, "CONCATENATION", axis=3), "make up the whole map"),
+        (lambda g: _operator(g, "CONV_2D", dilation_w_factor=2), "without groups and dilation"),
+        (lambda g: _grouped(g), "without groups and dilation"),
+        (lambda g: _rescaled(g), "MAX_POOL_2D 'stage1.pool'"),
+        (lambda g: _ending(g, _first(g, "AVERAGE_POOL_2D")), "the graph ends within a block"),
+        (lambda g: _ending(g, _first(g, "PAD") + 1), "the graph ends within a block"),
+        (lambda g: replace(g, operators=(), outputs=g.inputs), "the graph has no layer"),
+        (lambda g: _reshaped(g), "RESHAPE .* in no place where the network family has it"),
     ],
 )
 def test_another_graph_is_refused_by_layer(small: Graph, change: Change, message: str) -> None:

@@ -19,7 +19,7 @@ from convert.golden import made_seconds, seconds_of
 from firmware_ref.errors import CheckFailedError, InputError
 from firmware_ref.graph import Graph, parse
 from firmware_ref.signals import as_wav
-from tests.convert.members import REPORT, device_network, examples, identity
+from tests.convert.members import REPORT, SMALL, device_network, examples, identity
 from train.device import device_graph
 from train.ranges import calibrate
 
@@ -97,6 +97,37 @@ def test_missing_tools_are_named(graph: Graph, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(InputError, match="apt-get install gcc-arm-none-eabi"):
         emulate.emulate(graph, made_seconds(["noise"]), ["cortex-m4"], "-O2")
+
+
+def test_what_a_model_says_is_one_escaped_line(
+    graph: Graph,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "model.tflite"
+    model.write_bytes(write(graph))
+
+    def fail(*_: object) -> None:
+        raise CheckFailedError("layer a\x1b[31m\n::error::b differs")
+
+    monkeypatch.setattr(emulate, "emulate", fail)
+    assert emulate.main(["--model", str(model)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: layer a") and line.isprintable()
+
+
+@needs_emulator
+def test_a_network_of_more_layers_than_any_preset_runs() -> None:
+    network = replace(SMALL, widths=(8,), blocks=(130,), ssn_bands=1)
+    device = device_network(network)
+    calibrate(device, [examples(network, 2, 0)], 0)
+    values = identity(network)
+    metadata = {key: values[key] for key in ("labels", "features", "input_normalization")}
+    content = json.dumps(metadata).encode()
+    deep = parse(write(replace(device_graph(device), metadata={"tinyscene": content})))
+    (found, _), _ = emulate.emulate(deep, made_seconds(["noise"]), ["cortex-m4"], "-O2")
+    assert len(found.layers) > 512
 
 
 def test_a_tool_that_fails_is_quoted(tmp_path: Path) -> None:

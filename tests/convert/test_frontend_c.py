@@ -72,6 +72,16 @@ def test_extremes_are_equal(
     np.testing.assert_array_equal(compiled.inputs(clips), twin.inputs(clips))
 
 
+def test_log_mel_alone_is_equal(
+    twin: FixedFrontend, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    alone = FixedFrontend(twin.maps[:1])
+    clips = extremes(rng)
+    found = built(alone, tmp_path).inputs(clips)
+    np.testing.assert_array_equal(found, twin.inputs(clips)[..., :1])
+    assert "#define TINYSCENE_FRONTEND_CHANNELS 1\n" in (tmp_path / SOURCE_FILES[0]).read_text()
+
+
 def test_noise_of_every_level_is_equal(
     compiled: CFrontend, twin: FixedFrontend, rng: np.random.Generator
 ) -> None:

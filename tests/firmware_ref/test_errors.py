@@ -157,6 +157,12 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path, name: st
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_an_empty_folder_is_not_the_current_one() -> None:
+    with pytest.raises(InputError, match=r"--out is empty; give a folder, '\.' for the current"):
+        check_folder("", "--out")
+    check_folder(".", "--out")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
