@@ -30,6 +30,9 @@ class Main(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
+NO_MEMORY = "this needs more memory than there is; give fewer or smaller inputs, or smaller batches"
+
+
 class InputError(Exception):
     """Bad input or usage: one line that names the value, what is allowed, and what to do."""
 
@@ -59,7 +62,12 @@ def guarded(main: Main) -> Main:
                 f"this command needs the package {error.name!r}; pip install 'tinyscene[{extra}]'"
             )
         except MemoryError:
-            return _fail("the input needs more memory than there is; give fewer or smaller ones")
+            return _fail(NO_MEMORY)
+        except RuntimeError as error:
+            # PyTorch's, which this package does not import.
+            if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+                return _fail(NO_MEMORY)
+            raise
         except KeyboardInterrupt as error:
             said = str(error) or "interrupted; nothing half-written was left behind"
             print(_one_line(said), file=sys.stderr)

@@ -23,18 +23,22 @@ MAX_RANK = 8
 MAX_LABEL = 100
 
 
-def read_checkpoint_manifest(path: str | Path) -> dict[str, Any]:
+def read_checkpoint_manifest(
+    path: str | Path, limit_bytes: int = CHECKPOINT_LIMIT_BYTES
+) -> dict[str, Any]:
     """The JSON manifest of a checkpoint; see `read_checkpoint_header`."""
-    return read_checkpoint_header(path)[0]
+    return read_checkpoint_header(path, limit_bytes)[0]
 
 
-def read_checkpoint_header(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
+def read_checkpoint_header(
+    path: str | Path, limit_bytes: int = CHECKPOINT_LIMIT_BYTES
+) -> tuple[dict[str, Any], dict[str, int]]:
     """The JSON manifest of a checkpoint and the elements of each tensor, loading none.
 
     A safetensors file starts with the length of a JSON header (little-endian uint64) whose
     ``__metadata__`` maps strings to strings; ours has one entry, the manifest.
     """
-    data = read_bytes(path, CHECKPOINT_LIMIT_BYTES, "checkpoint", 8 + HEADER_LIMIT_BYTES)
+    data = read_bytes(path, limit_bytes, "checkpoint", 8 + HEADER_LIMIT_BYTES)
     refusal = f"checkpoint {str(path)!r} is not a tinyscene checkpoint"
     remedy = "give a .safetensors file written by `python -m train`"
     length = int.from_bytes(data[:8], "little")
@@ -129,7 +133,7 @@ def parse_metadata(
             f"{what}: the network input has shape={input_shape}; its features give "
             f"(1, {found.mel_bands}, {found.frames}, C) with C of 1 or 3"
         )
-    if not _distinct_names(labels) or output_shape != (1, len(labels)):
+    if not distinct_names(labels) or output_shape != (1, len(labels)):
         raise InputError(f"{what}: labels={labels!r:.80} do not fit the output of {output_shape}")
     for name, numbers in (("mean", mean), ("std", std)):
         if not _finite_numbers(numbers, input_shape[-1]) or (
@@ -144,7 +148,7 @@ def parse_metadata(
         raise InputError(f"{what}: test_fold={test_fold!r:.80} must be an integer or absent")
     if type(selected) is not bool:
         raise InputError(f"{what}: selected_on_test={selected!r:.80} must be true or false")
-    if dataset_name is not None and not _distinct_names([dataset_name]):
+    if dataset_name is not None and not distinct_names([dataset_name]):
         raise InputError(
             f"{what}: dataset name={dataset_name!r:.80} must be a short name or absent"
         )
@@ -159,7 +163,8 @@ def parse_metadata(
     )
 
 
-def _distinct_names(labels: object) -> bool:
+def distinct_names(labels: object) -> bool:
+    """Whether they are a list of different printable names that a model can carry."""
     return (
         isinstance(labels, list)
         and all(

@@ -17,7 +17,7 @@ from firmware_ref.errors import InputError
 from firmware_ref.manifest import ModelMetadata, read_checkpoint_manifest
 from train import checkpoint, qat_checkpoint
 from train.data import InputNormalization, Source, Windows, gather, over_log_mels, over_windows
-from train.dataset import Dataset
+from train.dataset import ONE_DEVICE, Dataset
 from train.device import device_inputs
 from train.evaluate import evaluate, module_probabilities
 from train.extract import Cut
@@ -45,6 +45,8 @@ def assess(
     windows = gather(clips, dataset.devices, [source.extract(clips, Cut())], active_only=False)
     probabilities = model.probabilities(windows)
     heard = {r.device for r in train_clips}
+    if model.metadata.dataset not in (None, dataset.name):
+        heard &= {ONE_DEVICE}  # all that datasets of the same clips share
     sources = np.array([r.source for r in clips])[windows.clips]
     metrics = evaluate(
         probabilities,

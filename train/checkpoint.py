@@ -16,6 +16,7 @@ from firmware_ref.arch import Network
 from firmware_ref.errors import InputError, write_whole
 from firmware_ref.manifest import (
     CHECKPOINT_FORMAT,
+    CHECKPOINT_LIMIT_BYTES,
     CHECKPOINT_VERSION,
     MANIFEST_KEY,
     ModelMetadata,
@@ -58,9 +59,15 @@ def save(path: str | Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[
     write_whole(path, safetensors.numpy.save(ordered, metadata={MANIFEST_KEY: text}))
 
 
-def load(path: str | Path, stage: str | None = None) -> Checkpoint:
-    """Read a checkpoint; ``stage`` names the only stage accepted (``float``, ``qat``)."""
-    manifest = read_checkpoint_manifest(path)
+def load(
+    path: str | Path, stage: str | None = None, limit_bytes: int = CHECKPOINT_LIMIT_BYTES
+) -> Checkpoint:
+    """Read a checkpoint; ``stage`` names the only stage accepted (``float``, ``qat``).
+
+    Of more than `CHECKPOINT_LIMIT_BYTES` it may be the state of a user's module, which may hold
+    infinity, as masks of attention do.
+    """
+    manifest = read_checkpoint_manifest(path, limit_bytes)
     if stage is not None and manifest["stage"] != stage:
         raise InputError(
             f"checkpoint {str(path)!r} is of stage {manifest['stage']!r}; needed is {stage!r}: "
@@ -73,9 +80,14 @@ def load(path: str | Path, stage: str | None = None) -> Checkpoint:
             f"checkpoint {str(path)!r} is damaged: {error}; restore the file"
         ) from None
     for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        odd = np.isnan if limit_bytes > CHECKPOINT_LIMIT_BYTES else _not_finite
+        if tensor.dtype.kind == "f" and odd(tensor).any():
             raise InputError(f"checkpoint {str(path)!r}: tensor {name!r} holds NaN or infinity")
     return Checkpoint(tensors, manifest)
+
+
+def _not_finite(tensor: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(tensor)
 
 
 def require_run(saved: Checkpoint, identity: Mapping[str, Any], path: str | Path) -> None:

@@ -180,6 +180,11 @@ class Config:
             )
         if augment.pitch_shift_probability and not augment.pitch_shift_semitones:
             raise InputError("config augment.pitch_shift_semitones=[] leaves no shift; name some")
+        if odd := [t for t in self.distillation.teachers if t.weights and t.kind != "module"]:
+            raise InputError(
+                f"config distillation.teachers: weights={odd[0].weights!r} of a {odd[0].kind}; "
+                "only a module takes weights, leave them out"
+            )
         if self.teacher_stage is None and self.trains_teachers:
             raise InputError("config section [teacher] is missing; say how teachers are trained")
 

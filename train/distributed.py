@@ -18,13 +18,22 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from firmware_ref.errors import InputError
+
 
 @contextmanager
 def processes() -> Iterator[None]:
     """Join the processes that torchrun started; alone without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if given.get("WORLD_SIZE", "1") == "1":
         yield
         return
+    if len(given) != len(names) or not all(value.isdecimal() for value in given.values()):
+        raise InputError(
+            f"{', '.join(f'{k}={v}' for k, v in given.items())} in the environment; needed are "
+            "numbers for WORLD_SIZE, RANK and LOCAL_RANK, as torchrun sets them, or none"
+        )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend)
     try:

@@ -135,10 +135,10 @@ def _keys(
     keys, bad = dict[int, str](), dict[int, str]()
     for i, recording in enumerate(recordings):
         paths = [path for path in (recording.path, recording.response) if path is not None]
-        if missing := [path for path in paths if not path.is_file()]:
-            bad[i] = f"{str(missing[0])!r} is not a file"
-            continue
         try:
+            if missing := [path for path in paths if not path.is_file()]:
+                bad[i] = f"{str(missing[0])!r} is not a file"
+                continue
             parts = [contents.digest(path) for path in paths]
         except OSError as error:
             bad[i] = f"{str(error.filename)!r} cannot be read: {error.strerror}"

@@ -112,7 +112,7 @@ class EpochLog:
 
     def _to_file(self, epoch: Epoch) -> None:
         path = self._out / "epochs.jsonl"
-        old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        old = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         kept = [line for line in old if not _is_epoch(line, epoch.stage, epoch.number)]
         write_whole(path, ("\n".join([*kept, json.dumps(vars(epoch))]) + "\n").encode())
 

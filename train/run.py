@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ from firmware_ref.arch import Network
 from firmware_ref.errors import InputError, check_folder, read_bytes, write_whole
 from firmware_ref.features import FeatureDefinition
 from firmware_ref.frontend import softmax
+from firmware_ref.manifest import MAX_LABEL, distinct_names
 from train import distributed, loop
 from train.config import Config
 from train.data import Source, over_log_mels, over_windows
@@ -78,7 +81,7 @@ def run(
     """
     enforce_network(config.network, limits)
     _check_sizes(config.network, dataset, source.definition)
-    check_teachers(config.distillation.teachers)
+    check_teachers(config.distillation.teachers, config.network)
     recordings = split(config, dataset, test_fold)
     device = _device(config)
     with start(config, dataset, test_fold, out, resume) or nullcontext():
@@ -174,11 +177,15 @@ def _lock(path: Path) -> IO[bytes]:
     stream = path.open("rb")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another start may have replaced the file between the two.
+        mine = os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except BlockingIOError:
+        mine = False
+    if not mine:
         stream.close()
         raise InputError(
             f"--out {str(path.parent)!r} is in use by another process; wait for it, or name another"
-        ) from None
+        )
     return stream
 
 
@@ -216,12 +223,19 @@ def _measure(
         selected_on_reported_split=config.data.selection == "test",
         provenance={
             "seed": config.seed,
+            "recipe": _recipe(config),
             "training windows": len(prepared.plain),
             **({"recordings left out": prepared.left_out} if prepared.left_out else {}),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
         fidelity=compare(quantized, some, probabilities),
     )
+
+
+def _recipe(config: Config) -> str:
+    """What runs of several folds and seeds have in common, as a hash."""
+    values = {k: v for k, v in config.to_dict().items() if k not in ("seed", "compute")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _selection(config: Config) -> str:
@@ -249,6 +263,11 @@ def _check_sizes(network: Network, dataset: Dataset, definition: FeatureDefiniti
     ):
         if value != allowed:
             raise InputError(f"model.{key}={value}; allowed with {dataset.name} is {allowed}")
+    if odd := [name for name in (dataset.name, *dataset.labels) if not distinct_names([name])]:
+        raise InputError(
+            f"the name {odd[0]!r:.200} of {dataset.name!r:.80} cannot travel with a model; allowed "
+            f"are 1 to {MAX_LABEL} printable characters (no control or non-breaking ones)"
+        )
 
 
 def _device(config: Config) -> torch.device:

@@ -18,6 +18,8 @@ from train.config import OptimizerConfig
 
 # The parameter of `train.qat.DeviceNetwork` that holds its ranges.
 RANGE_PARAMETER = "log_scale_changes"
+# A module of the user's (`train.teachers.MODEL_LIMIT_BYTES`), its best epoch, and two averages.
+STATE_LIMIT_BYTES = 4 * 2**31
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def restore(trained: Trained, path: Path, stage: str, identity: Mapping[str, Any
     """Continue from ``path`` if it exists; returns what was done before."""
     if not path.exists():
         return Progress()
-    state = checkpoint.load(path, f"{stage}-state")
+    state = checkpoint.load(path, f"{stage}-state", STATE_LIMIT_BYTES)
     checkpoint.require_run(state, identity, path)
     what = f"state {str(path)!r}"
     done = state.manifest.get("epochs_done")

@@ -118,14 +118,18 @@ def _deviation(values: Sequence[float]) -> float | None:
 def summarize(folders: Iterable[str | Path]) -> Summary:
     """Read the runs in these folders, each as `python -m train` leaves it.
 
-    Raises `InputError` for a folder without a finished run, for runs of different datasets or
-    labels, and where a seed lacks a split that another has or has one twice.
+    Raises `InputError` for a folder without a finished run, for runs of different datasets,
+    labels or recipes, and where a seed lacks a split that another has or has one twice.
     """
     found: dict[tuple[int, str], Measured] = {}
     about: set[tuple[str, tuple[str, ...]]] = set()
+    recipes: set[str] = set()
     for folder in folders:
         path = Path(folder) / METRICS_FILE
-        dataset, labels, run = _read(path)
+        dataset, labels, recipe, run = _read(path)
+        recipes.add(recipe)
+        if len(recipes) > 1:
+            raise InputError(f"{str(path)!r} has another recipe than others; give runs of one")
         about.add((dataset, labels))
         if len(about) > 1:
             raise InputError(f"{str(path)!r} is of {dataset!r}, others are not; give runs of one")
@@ -143,8 +147,8 @@ def summarize(folders: Iterable[str | Path]) -> Summary:
     return summary
 
 
-def _read(path: Path) -> tuple[str, tuple[str, ...], Measured]:
-    """Dataset, labels and figures of a run, every field that is used checked."""
+def _read(path: Path) -> tuple[str, tuple[str, ...], str, Measured]:
+    """Dataset, labels, recipe and figures of a run, every field that is used checked."""
     what = f"run {str(path)!r}"
     data = read_bytes(path, LARGEST_BYTES, "run")
     try:
@@ -159,12 +163,13 @@ def _read(path: Path) -> tuple[str, tuple[str, ...], Measured]:
         if type(seed) is not int or type(warned) is not bool:
             raise ValueError("seed")
         dataset, split = str(values["dataset"]), str(values["split"])
+        recipe = str(values["provenance"].get("recipe", values.get("title")))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(
             f"{what} is no {METRICS_FILE} with INT8 figures; give the folder of a finished run"
         ) from None
     curves = read_curves(path.with_name(EPOCHS_FILE))
-    return dataset, labels, Measured(seed, split, figures, confusion, warned, curves)
+    return dataset, labels, recipe, Measured(seed, split, figures, confusion, warned, curves)
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from firmware_ref.arch import Network, preset
 from firmware_ref.errors import InputError
 from train import checkpoint, distributed, loop
-from train.config import Config, TeacherConfig
+from train.config import TRAINED_TEACHERS, Config, TeacherConfig
 from train.data import InputNormalization, over_windows
 from train.evaluate import module_logits
 from train.float_stage import validator
@@ -43,12 +43,14 @@ def teacher_logits(
     if not teachers:
         return None
     counts = np.bincount(prepared.plain.clips, minlength=len(prepared.names))
-    tables = []
-    for number, teacher in enumerate(teachers, start=1):
+    # What is read comes before what is trained: a file that does not fit costs no epoch.
+    numbered = sorted(enumerate(teachers, start=1), key=lambda t: t[1].kind in TRAINED_TEACHERS)
+    tables = {}
+    for number, teacher in numbered:
         path = out / f"teacher-{number}.npz"
-        found = path.exists()
+        there = path.exists()
         distributed.barrier()  # every process has looked
-        if not found:
+        if not there:
             stage = _TeacherStage(config, prepared, identity, out, device, report, number)
             names = np.repeat(np.array(prepared.names), counts).tolist()
             logits = stage.logits(teacher, counts)
@@ -56,16 +58,21 @@ def teacher_logits(
                 save_table(path, names, logits)
             distributed.barrier()
         distributed.remove(_state_file(out, number))
-        tables.append(load_table(path, prepared.names, counts.tolist(), config.network.classes))
-    return torch.from_numpy(average(tables)[prepared.train.moments])
+        classes = config.network.classes
+        tables[number] = load_table(path, prepared.names, counts.tolist(), classes)
+    found = average([tables[number] for number in sorted(tables)])
+    return torch.from_numpy(found[prepared.train.moments])
 
 
-def check_teachers(teachers: Sequence[TeacherConfig]) -> None:
-    """Refuse what the names of teachers already tell, before anything is computed."""
+def check_teachers(teachers: Sequence[TeacherConfig], network: Network) -> None:
+    """Refuse what names, files and a module's code already tell, before anything is computed."""
     for teacher in teachers:
         if teacher.kind == "network":
             preset(teacher.source)
-        elif teacher.kind != "module" and not Path(teacher.source).is_file():
+        elif teacher.kind == "module":
+            shape = network.input_channels, network.input_bands, network.input_frames
+            load_factory(teacher.source, shape, network.classes, teacher.weights or None)
+        elif not Path(teacher.source).is_file():
             raise InputError(
                 f"config distillation.teachers: {teacher.kind} source={teacher.source!r} is not a "
                 "file; give the path of one"

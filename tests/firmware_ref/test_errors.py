@@ -247,6 +247,8 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         (CheckFailedError("over"), CHECK_FAILED, "error: over"),
         (ModuleNotFoundError("no", name="torch"), BAD_INPUT, "pip install 'tinyscene[train]'"),
         (MemoryError(), BAD_INPUT, "more memory than there is"),
+        (type("OutOfMemoryError", (RuntimeError,), {})(), BAD_INPUT, "more memory than there is"),
+        (RuntimeError("DefaultCPUAllocator: can't"), BAD_INPUT, "more memory than there is"),
         (OSError(28, "No space left on device"), BAD_INPUT, "No space left on device"),
         (InputError("a\x1b[31mb"), BAD_INPUT, "error: a\\x1b[31mb"),
         (InputError("a\n::error::b ##[error]c"), BAD_INPUT, "a ::error::b \\x23#[error]c"),

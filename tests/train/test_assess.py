@@ -116,4 +116,8 @@ def test_folds_of_other_recordings_are_refused(
     with pytest.raises(InputError, match=r"trained on 'ESC-10-Devices'.*nothing of mine"):
         assess(run_of_devices / file, other, None, source(), no_warning)
     same = dataclasses.replace(other, same_folds=("ESC-10-Devices",))
-    assert assess(run_of_devices / file, same, None, source(), no_warning).dataset == "mine"
+    report = assess(run_of_devices / file, same, None, source(), no_warning)
+    assert report.dataset == "mine"
+    # Which of its devices were heard in training is known of the plain recordings alone.
+    (metrics,) = report.to_dict()["metrics"].values()
+    assert metrics["seen_devices"] == ["A"]

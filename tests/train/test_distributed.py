@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from firmware_ref.errors import InputError
 from tests.train import parallel_steps
 from tests.train.runs import arguments
 from train import distributed
+from train.distributed import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +34,19 @@ def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}],
+)
+def test_half_an_environment_of_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="as torchrun sets them"), processes():
+        pass
 
 
 def test_two_processes_take_the_steps_of_one() -> None:

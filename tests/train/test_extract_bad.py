@@ -72,6 +72,14 @@ def test_a_bad_recording_is_named_and_counted(
     assert caught.value.reasons[1] in message and "--skip-bad" in message and "\n" not in message
 
 
+def test_a_name_that_no_file_can_have_is_one_bad_recording(
+    tmp_path: Path, clips: list[Recording]
+) -> None:
+    clips.append(recording(tmp_path / ("x" * 300)))
+    with pytest.raises(BadRecordingsError, match=r"1 of 5 .* cannot be read: File name too long"):
+        extracted(clips, tmp_path / "cache")
+
+
 def test_every_bad_recording_is_named_and_the_others_are_computed(
     tmp_path: Path, clips: list[Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
@@ -10,12 +11,13 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 
 from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, InputError
+from firmware_ref.features import FeatureDefinition
 from tests.train.runs import (
     EVERYTHING,
     FILES,
@@ -31,7 +33,7 @@ from train import checkpoint
 from train.__main__ import main
 from train.config_file import load_config
 from train.datasets import load_dataset
-from train.run import Console, run, start
+from train.run import Console, _check_sizes, _recipe, run, start
 
 # What is refused, and when
 
@@ -230,8 +232,40 @@ def test_a_process_that_trains_keeps_what_it_is_writing(tiny_esc10: Path, tmp_pa
         assert Path(written).exists()
 
 
+def test_a_claim_that_was_replaced_is_no_claim(
+    tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that start at once, the one whose file was replaced does not go on."""
+    config = load_config("esc10", SETTINGS)
+    dataset = load_dataset("esc10", tiny_esc10)
+    flock = fcntl.flock
+
+    def replaced(stream: IO[bytes], how: int) -> None:
+        flock(stream, how)
+        path = tmp_path / "run.json"
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        os.replace(tmp_path / "new", path)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with pytest.raises(InputError, match="in use by another process"):
+        start(config, dataset, 1, tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("name", ["shopping\u00a0mall", "x" * 101, "a\tb"])
+def test_a_name_that_no_model_can_carry_is_refused_at_once(tiny_esc10: Path, name: str) -> None:
+    dataset = load_dataset("esc10", tiny_esc10)
+    config = load_config("esc10", SETTINGS)
+    odd = dataclasses.replace(dataset, labels=(name, *dataset.labels[1:]))
+    with pytest.raises(InputError, match="cannot travel with a model; allowed are 1 to 100"):
+        _check_sizes(config.network, odd, FeatureDefinition())
+    _check_sizes(config.network, dataset, FeatureDefinition())
+
+
 def test_the_report_says_what_repeats_it(finished: Path) -> None:
     values: dict[str, Any] = json.loads((finished / "metrics.json").read_text())
+    recipe = values["provenance"].pop("recipe")
+    others = [load_config("esc10", (*SETTINGS, change)) for change in ("seed=7", "float.epochs=9")]
+    assert [_recipe(config) == recipe for config in others] == [True, False]
     assert values["provenance"] == {
         "seed": 0,
         "training windows": 12,

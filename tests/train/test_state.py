@@ -86,6 +86,23 @@ def test_a_restored_training_goes_on_to_the_same_bytes(
         assert not same(everything(whole), everything(forgetful))
 
 
+def test_the_state_of_a_module_with_masks_is_read_again(tmp_path: Path) -> None:
+    """Infinity in a user's module is no error, NaN is; a model may hold neither."""
+    path = tmp_path / "state.safetensors"
+    found = trained(0, SGD)
+    steps(found, 1, seed=1)
+    mask = next(iter(found.modules["module"].buffers()))
+    mask.view(-1)[0] = -torch.inf
+    keep(found, path, "float", IDENTITY, Progress(1))
+    assert restore(trained(1, SGD), path, "float", IDENTITY).epochs_done == 1
+    with pytest.raises(InputError, match="holds NaN or infinity"):
+        checkpoint.load(path)
+    mask.view(-1)[0] = torch.nan
+    keep(found, path, "float", IDENTITY, Progress(1))
+    with pytest.raises(InputError, match="holds NaN or infinity"):
+        restore(trained(1, SGD), path, "float", IDENTITY)
+
+
 @optimisers
 def test_what_no_gradient_reaches_is_named(tmp_path: Path, config: OptimizerConfig) -> None:
     path = tmp_path / "state.safetensors"

@@ -136,6 +136,8 @@ def test_runs_that_do_not_go_together(runs: list[Path], tmp_path: Path) -> None:
     text = (runs[1] / METRICS_FILE).read_text()
     (runs[1] / METRICS_FILE).write_text(text.replace("ESC-10", "other"))
     refused(runs, "is of 'other', others are not")
+    (runs[1] / METRICS_FILE).write_text(text.replace('"seed": 0', '"seed": 0, "recipe": "b"'))
+    refused(runs, "has another recipe than others")
 
 
 @pytest.mark.parametrize(

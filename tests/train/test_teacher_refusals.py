@@ -11,6 +11,7 @@ from firmware_ref.errors import BAD_INPUT, HOLDS, InputError
 from tests.train.runs import EVERYTHING, arguments, named, one_line, with_teacher
 from tests.train.stages import bench
 from train.__main__ import main
+from train.config_file import load_config
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,7 @@ def test_a_quantised_checkpoint_is_no_teacher(
         (named("table", "absent.npz"), "table source='absent.npz' is not a file; give the path"),
         (named("checkpoint", "absent"), "checkpoint source='absent' is not a file"),
         (named("onnx", "/"), "onnx source='/' is not a file"),
+        (named("module", "no.such:build"), "teacher 'no.such:build' failed: ModuleNotFoundError"),
     ],
 )
 def test_a_teacher_that_cannot_be_is_refused_before_features(
@@ -78,6 +80,25 @@ def test_a_teacher_that_cannot_be_is_refused_before_features(
     assert main(command) == BAD_INPUT
     assert message in one_line(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_only_a_module_takes_weights() -> None:
+    table = named("checkpoint", "a.safetensors", "b")
+    with pytest.raises(InputError, match="weights='b' of a checkpoint; only a module takes"):
+        load_config("esc10-devices", with_teacher(table))
+
+
+def test_what_is_read_is_refused_before_a_teacher_is_trained(
+    tiny_devices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.npz"
+    np.savez(file, filenames=np.array(["a"]), logits=np.zeros((1, 3), np.float32))
+    settings = with_teacher(named("network", "qti-c40"), named("table", file))
+    assert (
+        main(arguments(tiny_devices, tmp_path / "out", "--quiet", settings=settings)) == BAD_INPUT
+    )
+    assert "lacks 6 of 6 recordings" in one_line(capsys)
+    assert not list((tmp_path / "out").glob("teacher-*"))
 
 
 def test_a_table_of_other_recordings_is_refused(
