@@ -234,7 +234,7 @@ def _correct(args: argparse.Namespace) -> int:
     moments = config.augment.spectrum_correction_moments
     gains = spectrum_correction.measure(clips, source.definition, moments, source.progress)
     out = Path(args.out)
-    prepare.write_correction(out, gains, source)
+    prepare.write_correction(out, gains, source, clips)
     files = {"coefficients": out / prepare.CORRECTION_FILE, "plot": out / prepare.CORRECTION_PLOT}
     if args.json:
         print(json.dumps({"ok": True, **{name: str(path) for name, path in files.items()}}))

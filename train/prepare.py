@@ -154,7 +154,7 @@ def _variations(
         found += [(Variation(semitones=s), pitch / len(steps)) for s in steps]
     if corrected:
         gains = _gains(config, train_clips, source)
-        write_correction(out, gains, source)
+        write_correction(out, gains, source, train_clips)
         found.append((Variation(gains=gains), corrected))
     return found
 
@@ -168,7 +168,7 @@ def _gains(
             train_clips, source.definition, config.spectrum_correction_moments, source.progress
         )
     path = Path(config.spectrum_correction_file)
-    gains = spectrum_correction.load(path, source.definition)
+    gains = spectrum_correction.load(path, source.definition, train_clips)
     if missing := sorted({r.device for r in train_clips} - gains.keys()):
         raise InputError(
             f"spectrum correction {str(path)!r} lacks device {missing[0]!r} of the training split; "
@@ -177,9 +177,11 @@ def _gains(
     return gains
 
 
-def write_correction(out: Path, gains: dict[str, np.ndarray], source: Source) -> None:
-    """Coefficients and their plot into a folder."""
+def write_correction(
+    out: Path, gains: dict[str, np.ndarray], source: Source, recordings: Sequence[Recording]
+) -> None:
+    """Coefficients, measured on ``recordings``, and their plot into a folder."""
     if not distributed.is_first():
         return
-    spectrum_correction.save(out / CORRECTION_FILE, gains, source.definition)
+    spectrum_correction.save(out / CORRECTION_FILE, gains, source.definition, recordings)
     write_whole(out / CORRECTION_PLOT, spectrum_correction.plot(gains, source.definition))

@@ -107,20 +107,34 @@ def measure(
     return estimate([{r.device: next(found) for r in group} for group in groups])
 
 
-def save(path: Path, coefficients: Mapping[str, np.ndarray], definition: FeatureDefinition) -> None:
-    """Write coefficients as ``.npz``: ``devices`` (D,), ``coefficients`` (D, bins), ``hz``."""
+def save(
+    path: Path,
+    coefficients: Mapping[str, np.ndarray],
+    definition: FeatureDefinition,
+    recordings: Sequence[Recording],
+) -> None:
+    """Write coefficients as ``.npz``: ``devices`` (D,), ``coefficients`` (D, bins), ``hz``.
+
+    And ``sources``, those of the ``recordings`` they were measured on.
+    """
     stream = io.BytesIO()
     np.savez(
         stream,
         devices=np.array(list(coefficients)),
         coefficients=np.stack(list(coefficients.values())),
         hz=_frequencies(definition),
+        sources=np.array(sorted({r.source for r in recordings})),
     )
     write_whole(path, stream.getvalue())
 
 
-def load(path: Path, definition: FeatureDefinition) -> dict[str, np.ndarray]:
-    """Read coefficients that `save` wrote; `InputError` for anything else."""
+def load(
+    path: Path, definition: FeatureDefinition, recordings: Sequence[Recording]
+) -> dict[str, np.ndarray]:
+    """Read coefficients that `save` wrote; `InputError` for anything else.
+
+    They may have been measured on nothing but sources of the training ``recordings``.
+    """
     content = read_bytes(path, LARGEST_BYTES, "spectrum correction")
     again = "write it again with python -m train spectrum-correction"
     try:
@@ -128,7 +142,8 @@ def load(path: Path, definition: FeatureDefinition) -> dict[str, np.ndarray]:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_BYTES:
                 raise ValueError(f"it unpacks to more than {LARGEST_BYTES:,} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            devices, coefficients, hz = (file[k] for k in ("devices", "coefficients", "hz"))
+            names = ("devices", "coefficients", "hz", "sources")
+            devices, coefficients, hz, sources = (file[name] for name in names)
     except Exception as error:  # whatever a damaged archive makes of the readers above
         raise InputError(
             f"spectrum correction {str(path)!r} cannot be read: {error}; {again}"
@@ -142,11 +157,18 @@ def load(path: Path, definition: FeatureDefinition) -> dict[str, np.ndarray]:
         and coefficients.shape == (len(devices), len(expected))
         and bool(np.isfinite(coefficients).all() and (coefficients > 0).all())
         and np.array_equal(hz, expected)
+        and sources.dtype.kind == "U"
+        and sources.ndim == 1
     )
     if not sound:
         raise InputError(
             f"spectrum correction {str(path)!r} does not hold {len(expected)} positive "
             f"coefficients for each device; {again}"
+        )
+    if others := sorted(set(sources.tolist()) - {r.source for r in recordings}):
+        raise InputError(
+            f"spectrum correction {str(path)!r} was measured on {len(others)} sources that are not "
+            f"for training here, {others[0]!r:.80} first; write it again for this fold"
         )
     return dict(zip(devices.tolist(), coefficients, strict=True))
 

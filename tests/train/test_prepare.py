@@ -137,7 +137,7 @@ def test_every_variation_is_what_it_says(everything: Bench) -> None:
     """As recorded, shifted in pitch, and corrected, each with its share."""
     prepared = everything.prepared
     assert prepared.shares == (0.5, 0.25, 0.25) and len(prepared.train.maps) == 3
-    gains = spectrum_correction.load(everything.out / CORRECTION_FILE, DEFINITION)
+    gains = _corrections(everything)
     assert set(gains) == {"A", "B"} == set(prepared.train_devices)
     train, place = prepared.train, places(prepared.plain.clips)
     assert Counter(train.variation.tolist()) == dict.fromkeys(range(3), len(prepared.plain))
@@ -158,7 +158,7 @@ def test_every_variation_is_what_it_says(everything: Bench) -> None:
 
 
 def test_corrections_are_measured_on_training_recordings_and_drawn(everything: Bench) -> None:
-    gains = spectrum_correction.load(everything.out / CORRECTION_FILE, DEFINITION)
+    gains = _corrections(everything)
     expected = spectrum_correction.measure(everything.recordings.train, DEFINITION, 200)
     assert same_gains(gains, expected)
     everyone = spectrum_correction.measure(everything.dataset.recordings, DEFINITION, 200)
@@ -170,16 +170,24 @@ def test_corrections_can_come_from_a_file(
     everything: Bench, tiny_devices: Path, tmp_path: Path
 ) -> None:
     """As they are, not measured again; one that lacks a device is refused."""
-    gains = spectrum_correction.load(everything.out / CORRECTION_FILE, DEFINITION)
+    gains = _corrections(everything)
     other = {device: 2 * values for device, values in gains.items()}
     file = tmp_path / "other.npz"
-    spectrum_correction.save(file, other, DEFINITION)
+    train = everything.recordings.train
+    spectrum_correction.save(file, other, DEFINITION, train)
     settings = (*EVERYTHING, f"augment.spectrum_correction_file='{file}'")
     found = bench(tiny_devices, tmp_path / "out", settings)
-    assert same_gains(spectrum_correction.load(found.out / CORRECTION_FILE, DEFINITION), other)
-    spectrum_correction.save(file, {"A": other["A"]}, DEFINITION)
+    assert same_gains(_corrections(found), other)
+    spectrum_correction.save(file, {"A": other["A"]}, DEFINITION, train)
     with pytest.raises(InputError, match="lacks device 'B'"):
         bench(tiny_devices, tmp_path / "again", settings)
+    spectrum_correction.save(file, other, DEFINITION, everything.recordings.test)
+    with pytest.raises(InputError, match="not for training here"):
+        bench(tiny_devices, tmp_path / "leak", settings)
+
+
+def _corrections(found: Bench) -> dict[str, np.ndarray]:
+    return spectrum_correction.load(found.out / CORRECTION_FILE, DEFINITION, found.recordings.train)
 
 
 def same_gains(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from tests.train.refusals import refused
-from tests.train.trees import DEFINITION, RATE_HZ, SECOND, noise
+from tests.train.trees import DEFINITION, RATE_HZ, SECOND, noise, recording
 from train.spectrum_correction import LONGEST_SECONDS, load, mean_spectrum, plot, save
 
 BINS = 1025
 HZ = np.linspace(0, RATE_HZ / 2, BINS)
+HEARD = [recording(Path(f"{name}.wav")) for name in "ab"]
 AGAIN = "write it again with python -m train spectrum-correction"
 
 
@@ -27,18 +28,18 @@ def coefficients(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def test_what_was_saved_is_loaded(tmp_path: Path, coefficients: dict[str, np.ndarray]) -> None:
     path = tmp_path / "sub" / "a.npz"
-    save(path, coefficients, DEFINITION)
-    found = load(path, DEFINITION)
+    save(path, coefficients, DEFINITION, HEARD)
+    found = load(path, DEFINITION, HEARD)
     assert list(found) == list(coefficients)
     for device, values in coefficients.items():
         np.testing.assert_array_equal(found[device], values)
     first = path.read_bytes()
-    save(path, coefficients, DEFINITION)
+    save(path, coefficients, DEFINITION, HEARD)
     assert path.read_bytes() == first
 
 
 def test_the_frequencies_are_told(tmp_path: Path, coefficients: dict[str, np.ndarray]) -> None:
-    save(tmp_path / "a.npz", coefficients, DEFINITION)
+    save(tmp_path / "a.npz", coefficients, DEFINITION, HEARD)
     with np.load(tmp_path / "a.npz") as file:
         np.testing.assert_array_equal(file["hz"], HZ)
 
@@ -49,6 +50,7 @@ def write(path: Path, **changes: Any) -> None:
         "devices": np.array(["A", "B"]),
         "coefficients": np.ones((2, BINS)),
         "hz": HZ,
+        "sources": np.array(["a.wav"]),
         **changes,
     }
     np.savez(path, **{name: value for name, value in values.items() if value is not None})
@@ -78,6 +80,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "another rate": {"hz": HZ * 48_000 / 44_100},
     "frequencies of text": {"hz": np.full(BINS, "x")},
     "fewer frequencies": {"hz": HZ[:-1]},
+    "numbered sources": {"sources": np.array([1])},
+    "nested sources": {"sources": np.array([["a.wav"]])},
 }
 
 
@@ -85,9 +89,26 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 def test_values_that_are_no_coefficients_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.npz"
     write(path)
-    assert set(load(path, DEFINITION)) == {"A", "B"}
+    assert set(load(path, DEFINITION, HEARD)) == {"A", "B"}
     write(path, **CHANGES[name])
-    refused(lambda: load(path, DEFINITION), "does not hold 1025 positive coefficients", AGAIN)
+    refused(
+        lambda: load(path, DEFINITION, HEARD), "does not hold 1025 positive coefficients", AGAIN
+    )
+
+
+def test_only_sources_for_training_may_have_been_measured(
+    tmp_path: Path, coefficients: dict[str, np.ndarray]
+) -> None:
+    path = tmp_path / "a.npz"
+    save(path, coefficients, DEFINITION, HEARD)
+    load(path, DEFINITION, [*HEARD, recording(Path("c.wav"))])
+    refused(
+        lambda: load(path, DEFINITION, HEARD[1:]),
+        f"1 sources that are not for training here, {HEARD[0].source!r} first",
+        "write it again for this fold",
+    )
+    write(path, sources=None)
+    refused(lambda: load(path, DEFINITION, HEARD), "cannot be read", AGAIN)
 
 
 def pickled() -> bytes:
@@ -130,33 +151,33 @@ def npy() -> bytes:
 def test_hostile_files_are_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(make())
-    refused(lambda: load(path, DEFINITION), "a.npz' cannot be read: ", AGAIN)
+    refused(lambda: load(path, DEFINITION, HEARD), "a.npz' cannot be read: ", AGAIN)
 
 
 def test_files_cut_short_or_damaged_are_refused_or_right(
     tmp_path: Path, coefficients: dict[str, np.ndarray], rng: np.random.Generator
 ) -> None:
     path = tmp_path / "a.npz"
-    save(path, coefficients, DEFINITION)
+    save(path, coefficients, DEFINITION, HEARD)
     sound = path.read_bytes()
     for size in rng.integers(0, len(sound), 40):
         path.write_bytes(sound[:size])
-        refused(lambda: load(path, DEFINITION), "a.npz'", AGAIN)
+        refused(lambda: load(path, DEFINITION, HEARD), "a.npz'", AGAIN)
     for name in ("devices", "coefficients"):
         write(path, **{name: None})
-        refused(lambda: load(path, DEFINITION), "a.npz' cannot be read", AGAIN)
+        refused(lambda: load(path, DEFINITION, HEARD), "a.npz' cannot be read", AGAIN)
     place = sound.index(coefficients["S1"].tobytes())
     damaged = bytearray(sound)
     damaged[place + 5] ^= 4
     path.write_bytes(damaged)
-    refused(lambda: load(path, DEFINITION), "a.npz' cannot be read", AGAIN)
+    refused(lambda: load(path, DEFINITION, HEARD), "a.npz' cannot be read", AGAIN)
 
 
 def test_a_missing_or_huge_file_is_refused(tmp_path: Path) -> None:
-    refused(lambda: load(tmp_path / "a.npz", DEFINITION), "a.npz' cannot be read")
+    refused(lambda: load(tmp_path / "a.npz", DEFINITION, HEARD), "a.npz' cannot be read")
     with (tmp_path / "a.npz").open("wb") as stream:
         stream.truncate(2**24 + 1)
-    refused(lambda: load(tmp_path / "a.npz", DEFINITION), "at most 16,777,216 are accepted")
+    refused(lambda: load(tmp_path / "a.npz", DEFINITION, HEARD), "at most 16,777,216 are accepted")
 
 
 # The plot
