@@ -122,7 +122,8 @@ def windows(
 ) -> np.ndarray:
     """Cut (n,) samples into (N, clip_samples) windows that start every ``hop_samples``.
 
-    The default hop is a whole window. A remainder of at least half a window is filled with
+    The default hop is a whole window. They are views of the samples, to read, and take no memory
+    of their own. A remainder of at least half a window is filled with
     zeros, a shorter one dropped; a clip shorter than a window is filled with zeros to one.
     """
     size = definition.clip_samples
@@ -135,7 +136,7 @@ def windows(
         whole += 1
     needed = (whole - 1) * hop + size
     padded = np.pad(np.asarray(samples, np.float32), (0, max(0, needed - len(samples))))
-    return np.lib.stride_tricks.sliding_window_view(padded, size)[::hop][:whole].copy()
+    return np.lib.stride_tricks.sliding_window_view(padded, size)[::hop][:whole]
 
 
 def is_active(cut: np.ndarray, threshold_dbfs: float = ACTIVE_DBFS) -> np.ndarray:

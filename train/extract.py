@@ -27,6 +27,8 @@ from train.pitch_shift import pitch_shift
 
 # What a worker takes at once; fewer recordings than two such lots are not worth starting workers.
 LOT = 16
+# Overlapping windows of a long recording would take many times its memory.
+WINDOWS_AT_ONCE = 256
 # What is kept in it is computed in single precision: its steps are a thousand times as large.
 HALF = "float16"
 
@@ -172,14 +174,21 @@ class _Task:
                 f"audio {str(recording.path)!r} is too loud to compute with; export it again"
             )
         parts = windows(samples, definition, self.cut.hop_samples)
+        starts = range(0, len(parts), WINDOWS_AT_ONCE)
+        blocks = [parts[start : start + WINDOWS_AT_ONCE] for start in starts]
+        log_mels = np.concatenate([self._log_mels(block) for block in blocks])
+        return log_mels, np.concatenate([is_active(block) for block in blocks])
+
+    def _log_mels(self, parts: np.ndarray) -> np.ndarray:
+        definition = self.definition
         pcm = fixed_frontend.pcm16(parts)  # a device hears no more
-        gain = self.variation.gains.get(recording.device)
+        gain = self.variation.gains.get(self.recording.device)
         if gain is None and self.cut.dtype != HALF:
             log_mels = fixed_frontend.as_reals(fixed_frontend.log_mel(pcm))
         else:
             sound = pcm.astype(np.float32) * np.float32(2.0**-15)
             log_mels = log_mel(sound, definition, gain, np.float32, scipy.fft.rfft)
-        return log_mels.astype(self.cut.dtype), is_active(parts)
+        return log_mels.astype(self.cut.dtype)
 
 
 def heard(recording: Recording, definition: FeatureDefinition) -> np.ndarray:

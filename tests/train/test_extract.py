@@ -67,6 +67,26 @@ def test_training_windows_start_every_hop_in_half_precision(tmp_path: Path) -> N
     assert [bool(flag) for flag in found.entries[0].active] == [0 < n < 5 for n in range(13)]
 
 
+def test_a_long_recording_is_computed_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifteen minutes of overlapping windows would take 600 MB and more at once."""
+    clips = [recording(wav(tmp_path / "a.wav", noise(5, 4.1)))]
+    sizes: list[int] = []
+
+    def counted(parts: np.ndarray) -> np.ndarray:
+        sizes.append(len(parts))
+        return pcm16(parts)
+
+    whole = extracted(clips, tmp_path / "whole", Cut(SECOND // 4))
+    monkeypatch.setattr(extraction, "WINDOWS_AT_ONCE", 5)
+    monkeypatch.setattr(extraction.fixed_frontend, "pcm16", counted)
+    parts = extracted(clips, tmp_path / "parts", Cut(SECOND // 4))
+    assert sizes == [5, 5, 3]
+    np.testing.assert_array_equal(whole.log_mels, parts.log_mels)
+    assert whole.entries[0].active == parts.entries[0].active and len(parts.log_mels) == 13
+
+
 def test_only_log_mel_is_kept_of_training_windows(tmp_path: Path) -> None:
     """The official training set and its test set, 64 hours, take less than 3 GB."""
     clips = load_dataset("tau2022", tau2022(tmp_path / "tau", audio=True)).recordings
