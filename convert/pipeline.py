@@ -88,6 +88,8 @@ def _metadata(saved: Checkpoint) -> bytes:
     """Labels, features and normalisation, checked, for whoever runs the model from sound."""
     found = saved.metadata
     dataset: dict[str, Any] = {"test_fold": found.test_fold, "name": found.dataset}
+    if found.folds is not None:
+        dataset["folds"] = found.folds
     if found.selected_on_test:  # said only where it is so: others keep their bytes
         dataset["selected_on_test"] = True
     content = {

@@ -80,7 +80,8 @@ class ModelMetadata:
 
     ``mean`` and ``std`` have one entry an input channel; ``test_fold`` is the fold of its dataset
     that training did not hear, None where the model does not say; ``selected_on_test`` whether its
-    epoch was chosen on that fold all the same; ``dataset`` the name of that dataset, where known.
+    epoch was chosen on that fold all the same; ``dataset`` the name of that dataset, ``folds`` a
+    hash of which of its sources lie in which fold, where known.
     """
 
     labels: tuple[str, ...]
@@ -90,6 +91,7 @@ class ModelMetadata:
     test_fold: int | None = None
     selected_on_test: bool = False
     dataset: str | None = None
+    folds: str | None = None
 
 
 def model_metadata(graph: Graph) -> ModelMetadata:
@@ -124,7 +126,7 @@ def parse_metadata(
         mean, std = normalization["mean"], normalization["std"]
         dataset = values.get("dataset", {})
         test_fold, selected = dataset.get("test_fold"), dataset.get("selected_on_test", False)
-        dataset_name = dataset.get("name")
+        dataset_name, folds = dataset.get("name"), dataset.get("folds")
         found = FeatureDefinition.from_dict(definition)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{what} is malformed; make it again with this version") from None
@@ -148,10 +150,9 @@ def parse_metadata(
         raise InputError(f"{what}: test_fold={test_fold!r:.80} must be an integer or absent")
     if type(selected) is not bool:
         raise InputError(f"{what}: selected_on_test={selected!r:.80} must be true or false")
-    if dataset_name is not None and not distinct_names([dataset_name]):
-        raise InputError(
-            f"{what}: dataset name={dataset_name!r:.80} must be a short name or absent"
-        )
+    for key, value in (("name", dataset_name), ("folds", folds)):
+        if value is not None and not distinct_names([value]):
+            raise InputError(f"{what}: dataset {key}={value!r:.80} must be a short name or absent")
     return ModelMetadata(
         tuple(labels),
         found,
@@ -160,6 +161,7 @@ def parse_metadata(
         test_fold,
         selected,
         dataset_name,
+        folds,
     )
 
 

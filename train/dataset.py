@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -52,6 +53,12 @@ class Dataset:
     def devices(self) -> tuple[str, ...]:
         """Devices in the order of their names, shorter names first: A, B, C, S1, S2, ..."""
         return tuple(sorted({r.device for r in self.recordings}, key=lambda d: (len(d), d)))
+
+    @property
+    def folds(self) -> str:
+        """A hash of which sources lie in which fold: what makes figures of two models one test."""
+        dealt = sorted({(r.source, r.fold) for r in self.recordings})
+        return hashlib.sha256(json.dumps(dealt).encode()).hexdigest()[:16]
 
     def split(self, test_fold: int) -> tuple[list[Recording], list[Recording]]:
         """Training and test recordings by whole folds.

@@ -117,6 +117,7 @@ def identity_of(
         "dataset": {
             "name": dataset.name,
             "test_fold": test_fold,
+            "folds": dataset.folds,
             "selected_on_test": config.data.selection == "test",
         },
     }

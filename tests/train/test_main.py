@@ -28,6 +28,8 @@ def test_the_checkpoints_say_what_they_are(finished: Path) -> None:
     for name, stage in (("float", "float"), ("qat", "qat")):
         manifest = checkpoint.load(finished / f"{name}.safetensors", stage).manifest
         assert manifest["labels"] == ["Dog bark", "Rain", "Sea waves"]
+        folds = manifest["dataset"].pop("folds")
+        assert len(folds) == 16 and int(folds, 16)
         dataset = {"name": "ESC-10", "test_fold": 1, "selected_on_test": False}
         assert manifest["dataset"] == dataset
         assert manifest["network"]["widths"] == [8, 8]

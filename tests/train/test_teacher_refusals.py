@@ -20,7 +20,7 @@ from train.config_file import load_config
         (
             ("--fold", "2", "--set", "data.validation_fraction=0"),
             "dataset",
-            "'test_fold': 2}",
+            "'test_fold': 2",
         ),
         (("--set", "data.selection=test"), "dataset", "'selected_on_test': True"),
         (("--set", "data.validation_fraction=0.1"), "validation_fraction", "0.1; needed is 0.25"),
