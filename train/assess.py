@@ -38,8 +38,9 @@ def assess(
     """
     model = _int8(path) if path.suffix == ".tflite" else _torch(path)
     fold = _check_fold(str(path), model.metadata.test_fold, fold)
-    _check_dataset(str(path), model.metadata, dataset)
+    _check_dataset(str(path), model.metadata.dataset, dataset)
     _check_labels(list(model.metadata.labels), dataset)
+    _check_folds(str(path), model.metadata.folds, dataset)
     train_clips, clips = dataset.split(fold)
     clips = source.usable(clips, Cut(), warn)
     windows = gather(clips, dataset.devices, [source.extract(clips, Cut())], active_only=False)
@@ -136,14 +137,18 @@ def _check_fold(path: str, unheard: int | None, fold: int | None) -> int:
     return unheard
 
 
-def _check_dataset(path: str, model: ModelMetadata, dataset: Dataset) -> None:
+def _check_dataset(path: str, heard: str | None, dataset: Dataset) -> None:
     """Refuse a dataset whose folds are not those that the model was trained by."""
-    if model.dataset not in (None, dataset.name, *dataset.same_folds):
+    if heard not in (None, dataset.name, *dataset.same_folds):
         raise InputError(
-            f"model {path!r} was trained on {model.dataset!r}; its fold says nothing of "
-            f"{dataset.name}; name its own with --dataset"
+            f"model {path!r} was trained on {heard!r}; its fold says nothing of {dataset.name}; "
+            "name its own with --dataset"
         )
-    if model.folds not in (None, dataset.folds):
+
+
+def _check_folds(path: str, folds: str | None, dataset: Dataset) -> None:
+    """Refuse recordings that were dealt to other folds when the model was trained."""
+    if folds not in (None, dataset.folds):
         raise InputError(
             f"model {path!r} was trained when {dataset.name} had other recordings or folds, and "
             "may have heard these; give the recordings and the table it was trained with"

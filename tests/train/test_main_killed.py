@@ -150,9 +150,9 @@ def test_a_process_that_is_killed_while_it_writes_resumes_to_the_same_bytes(
     """
     out = tmp_path / "parts"
     command = arguments(tiny_devices, out, "--quiet", settings=settings)
-    die_writing(command, 5)
+    die_writing(command, 6)
     assert left_over(out) == [".teacher-1-state.safetensors"]
-    die_writing([*command, "--resume"], 11)
+    die_writing([*command, "--resume"], 10)
     assert left_over(out) == [".float-state.safetensors"]
     assert main([*command, "--resume"]) == HOLDS
     assert lasting(out) == whole and not left_over(out)
