@@ -17,8 +17,8 @@ from firmware_ref.flatbuffer import ScalarFormat, Source, Table
 METADATA_NAME = "tinyscene"
 
 MAX_FILE_BYTES = 1 << 26
-MAX_TENSORS = 5_000
-MAX_OPERATORS = 5_000  # an MCU model has hundreds; counting so many stays under a second
+MAX_TENSORS = 2_500
+MAX_OPERATORS = 2_500  # an MCU model has hundreds; counting so many stays under a second
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 28
 MAX_METADATA = 64
@@ -232,9 +232,14 @@ def _operator(index: int, table: Table, kinds: Sequence[tuple[str, int]]) -> Ope
     if code >= len(kinds):
         raise InputError(f"operator {index}: opcode index={code}; the file has {len(kinds)}")
     kind, version = kinds[code]
+    inputs = table.integers(1)
+    if len(inputs) > MAX_TENSORS:
+        raise InputError(
+            f"operator {index} {kind}: inputs={len(inputs)}; at most {MAX_TENSORS:,} are accepted"
+        )
     return Operator(
         kind=kind,
-        inputs=table.integers(1),
+        inputs=inputs,
         outputs=table.integers(2),
         options=_options(f"operator {index} {kind}", kind, table),
         version=version,

@@ -272,7 +272,7 @@ SUBJECT = document()["subjects"][0]
         (document(layers=[{"name": "a"}]), "figures is not a table"),
         (document(layers=[{"name": "a", "figures": {"macs": []}}]), r"'macs'=\[\]"),
         (document(deployed=[3]), "deployed is not a table"),
-        (document(layers=[{}] * 5_001), "it has 5,001 layers; at most 5,000 are counted"),
+        (document(layers=[{}] * 2_501), "it has 2,501 layers; at most 2,500 are counted"),
         (document(deployed={"layers": 3}), "layers is not a list of tables"),
         (document(deployed={"layers": [], "figures": 3}), "figures is not a table"),
         (document(deployed={"layers": [], "figures": {"a": -1}}), "'a'=-1 is not a whole number"),

@@ -296,5 +296,5 @@ def test_ten_thousand_layers(many: Count) -> None:
     assert time.process_time() - started < 3
     assert len(text.encode()) < 10_000_000
     page = Page(text)
-    assert len(page.drawing("activations alive in 5,000 steps")) <= MOST_STEPS
+    assert len(page.drawing(f"activations alive in {MAX_OPERATORS:,} steps")) <= MOST_STEPS
     assert len(page.table) == MAX_OPERATORS + 2 + 5
