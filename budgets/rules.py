@@ -119,7 +119,6 @@ def refuse_incomplete(graph: Graph, operator: Operator) -> None:
     if operator.kind in WEIGHTED or operator.kind in FREE:
         pair = operator.kind in PAIRS or operator.kind in WEIGHTED
         for place in range(2 if pair else 1):
-            # SPLIT has its axis first, CONCATENATION any number.
             _input(graph, operator, place)
 
 

@@ -26,7 +26,7 @@ from firmware_ref.features import FeatureDefinition
 from firmware_ref.frontend import softmax
 from firmware_ref.manifest import MAX_LABEL, distinct_names
 from train import distributed, loop
-from train.config import Config
+from train.config import TRAINED_TEACHERS, Config
 from train.data import Source, over_log_mels, over_windows
 from train.dataset import Dataset
 from train.device import DeviceListener, compare, device_inputs
@@ -234,8 +234,15 @@ def _measure(
 
 
 def _recipe(config: Config) -> str:
-    """What runs of several folds and seeds have in common, as a hash."""
+    """What runs of several folds and seeds have in common, as a hash.
+
+    Files differ from fold to fold: of a teacher that is read its kind counts, not its path.
+    """
     values = {k: v for k, v in config.to_dict().items() if k not in ("seed", "compute")}
+    values["augment"].pop("spectrum_correction_file")
+    for teacher in values["distillation"]["teachers"]:
+        if teacher["kind"] not in TRAINED_TEACHERS:
+            teacher["source"] = ""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

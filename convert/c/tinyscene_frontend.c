@@ -250,10 +250,11 @@ bool tinyscene_frontend_finish(tinyscene_frontend *frontend, const int16_t *tail
         }
         repeat_edges(first);
         for (uint32_t n = 0; n < FRAMES; ++n) {
-            const int32_t channels[3] = {x[n], first[n], delta_tenfold(first + n)};
-            for (uint32_t c = 0; c < CHANNELS; ++c) {
-                *output++ = quantized(channels[c], c);
-            }
+            *output++ = quantized(x[n], 0);
+#if TINYSCENE_FRONTEND_CHANNELS == 3
+            *output++ = quantized(first[n], 1);
+            *output++ = quantized(delta_tenfold(first + n), 2);
+#endif
         }
     }
     return true;

@@ -232,6 +232,15 @@ def test_a_process_that_trains_keeps_what_it_is_writing(tiny_esc10: Path, tmp_pa
         assert Path(written).exists()
 
 
+def test_a_teacher_of_each_fold_is_one_recipe() -> None:
+    def recipe(kind: str, source: str) -> str:
+        return _recipe(load_config("esc10-devices", with_teacher(named(kind, source))))
+
+    assert recipe("checkpoint", "fold-1") == recipe("checkpoint", "fold-2")
+    assert recipe("checkpoint", "fold-1") != recipe("table", "fold-1")
+    assert recipe("network", "qti-c40") != recipe("network", "qti-c80")
+
+
 def test_a_claim_that_was_replaced_is_no_claim(
     tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
