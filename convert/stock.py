@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from convert.float_flatbuffer import run_onnx2tf
 from convert.onnx_export import OPSET
 from firmware_ref.arch import Network
-from train.model import build_model
+from train.model import ResNorm, build_model
 
 CALIBRATION_INPUTS = 32
 KIND = "full_integer_quant"
@@ -28,6 +30,9 @@ def convert_stock(network: Network) -> bytes:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     model = build_model(network).eval()
+    for module in model.modules():
+        if isinstance(module, ResNorm):
+            module.forward = partial(_equations, module)  # type: ignore[method-assign]
     bands, frames, channels = network.input_bands, network.input_frames, network.input_channels
     with tempfile.TemporaryDirectory(prefix="tinyscene-") as name:
         folder = Path(name)
@@ -48,3 +53,9 @@ def convert_stock(network: Network) -> bytes:
         mean, std = ([[[[value] * channels]]] for value in (0.0, 1.0))
         options = ["-oiqt", "-cind", INPUT, "inputs.npy", str(mean), str(std)]
         return run_onnx2tf(folder / "model.onnx", folder, KIND, options).read_bytes()
+
+
+def _equations(norm: ResNorm, x: Tensor) -> Tensor:
+    """ResNorm as the report writes it: exported without the transposes of a layer norm."""
+    variance, mean = torch.var_mean(x, dim=(1, 3), keepdim=True, correction=0)  # (B, 1, F, 1)
+    return norm.identity_weight * x + (x - mean) * torch.rsqrt(variance + norm.epsilon)
