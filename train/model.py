@@ -10,7 +10,6 @@ Sources: Kim et al., "Broadcasted residual learning for efficient keyword spotti
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 

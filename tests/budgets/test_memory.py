@@ -126,7 +126,7 @@ def test_as_many_operators_as_may_be_take_linear_time(read: str) -> None:
     if read == "all":
         operators[-1] = Operator("ADD", tuple(range(count)), (count,))
     graph = Graph(tensors, tuple(operators), (0,), (count,))
-    start = time.perf_counter()
+    start = time.process_time()
     live = live_activations(graph)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert live.peak_bytes == (count + 1 if read == "all" else 2)

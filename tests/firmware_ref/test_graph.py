@@ -334,7 +334,7 @@ def test_a_table_named_a_million_times_is_refused_at_once() -> None:
     builder.PrependUOffsetTRelativeSlot(2, subgraphs, 0)
     builder.Finish(builder.EndObject(), file_identifier=b"TFL3")
     data = bytes(builder.Output())
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError, match="over 200,000 tables"):
         parse(data)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1

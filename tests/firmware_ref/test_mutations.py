@@ -38,9 +38,9 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 def run(data: bytes, path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     path.write_bytes(data)
-    started = time.perf_counter()
+    started = time.process_time()
     code = main(["verify", str(path), "--random", "1", "--quiet"])
-    assert time.perf_counter() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     return code, capsys.readouterr().err
 
 

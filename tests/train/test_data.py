@@ -144,9 +144,9 @@ def test_chunks_are_all_windows_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_index_of_a_hundred_thousand_clips_is_gathered_quickly() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(counted([1, 2] * 50_000, variations=3)) == 450_000
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4
 
 
 # Normalisation
@@ -285,9 +285,9 @@ def test_windows_may_be_given_in_any_order(rng: np.random.Generator) -> None:
 def test_a_hundred_thousand_clips_are_drawn_within_a_second(rng: np.random.Generator) -> None:
     windows = counted([1, 2] * 50_000, variations=2)
     sampler = EpochSampler(windows, 3, (0.5, 0.5))
-    started = time.perf_counter()
+    started = time.process_time()
     drawn = sampler.draw(rng)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert len(drawn) == 300_000
     assert (np.bincount(windows.clips[drawn]) == 3).all()
     assert math.isclose(windows.variation[drawn].mean(), 0.5, abs_tol=0.01)

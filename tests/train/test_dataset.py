@@ -166,9 +166,9 @@ def test_a_class_that_would_be_emptied_is_named(recordings: list[Recording]) -> 
 
 def test_a_collection_of_lone_clips_is_split_quickly() -> None:
     recordings = [clip(n % 10, f"s{n}", n) for n in range(100_000)]
-    started = time.perf_counter()
+    started = time.process_time()
     _, held = hold_out(recordings, 0.1)
-    assert len(held) == 10_000 and time.perf_counter() - started < 5
+    assert len(held) == 10_000 and time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("fold", range(1, 6))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from firmware_ref.errors import InputError
 from train.dataset import Dataset, Recording
 from train.datasets.index import Names, inside, rows, whole_number
 
+INDEX = "meta.csv"
 COLUMNS = ("filename", "label", "label_id", "fold")
+# As in the archive of the dataset: number and name of the class, fold, Freesound clip, take.
+FILE_NAME = re.compile(r"(\d{3}) - ([^/]+)/(\d)-(\d+)-[A-Z]\.ogg")
+EXAMPLE = "001 - Dog bark/1-100032-A.ogg"
 
 
 def read(folder: Path) -> Dataset:
-    """ESC-10 by its ``meta.csv``, in ``folder`` or its ``esc10/``.
+    """ESC-10 in ``folder`` or its ``esc10/``: as its archive unpacks, or by a ``meta.csv``.
 
     Columns filename, label, label_id, fold, and source_id, without which every clip is a source
-    of its own.
+    of its own. Without that file, the names of the recordings say all of it.
     """
     folder = folder / "esc10" if (folder / "esc10").is_dir() else folder
-    index = folder / "meta.csv"
+    index = folder / INDEX
     recordings: list[Recording] = []
     labels: dict[int, str] = {}
     names = Names()
-    for where, row in rows(index, COLUMNS):
+    for where, row in rows(index, COLUMNS) if index.exists() else _named(folder):
         name = row["filename"]
         path = inside(folder, name, where)
         names.add(str(path), where)
@@ -38,3 +44,23 @@ def read(folder: Path) -> Dataset:
     if len(set(ordered)) < len(ordered):
         raise InputError(f"{str(index)!r} gives two labels one name: {ordered}; restore the file")
     return Dataset("ESC-10", ordered, tuple(recordings), same_folds=("ESC-10-Devices",))
+
+
+def _named(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """The rows of an index, from the names of the recordings."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.ogg"))
+    if not found:
+        raise InputError(
+            f"{str(folder)!r} holds neither {INDEX} nor recordings such as {EXAMPLE!r}; give the "
+            "folder of the unpacked ESC-10, or the one around it where it is called esc10"
+        )
+    for name in found:
+        parts = FILE_NAME.fullmatch(name)
+        if parts is None:
+            raise InputError(
+                f"{str(folder / name)!r} is not named as ESC-10's recordings are, {EXAMPLE!r}; "
+                f"move it, or write a {INDEX} with columns {', '.join(COLUMNS)}"
+            )
+        number, label, fold, source = parts.groups()
+        row = {"filename": name, "label": label, "fold": fold, "source_id": source}
+        yield f"{str(folder)!r} {name!r}", {**row, "label_id": str(int(number) - 1)}

@@ -31,7 +31,9 @@ def test_an_unknown_name_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*READERS, "mine.csv"])
 def test_an_empty_folder_is_named(tmp_path: Path, name: str) -> None:
-    refused(lambda: load_dataset(name, tmp_path), f"'{tmp_path}/", "cannot be read: No such file")
+    # ESC-10 needs no index.
+    words = "holds neither" if name.startswith("esc10") else "cannot be read: No such file"
+    refused(lambda: load_dataset(name, tmp_path), f"'{tmp_path}", words)
 
 
 def test_a_table_may_lie_in_a_folder_of_its_own(tmp_path: Path) -> None:

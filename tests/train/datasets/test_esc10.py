@@ -44,6 +44,48 @@ def test_without_the_column_every_file_is_a_source(make_esc10: Callable[..., Pat
     assert len({r.source for r in dataset.recordings}) == len(dataset.recordings) == 12
 
 
+def named(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / "esc10" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "esc10" / name).touch()
+    return folder
+
+
+def test_without_an_index_the_names_of_the_files_say_it(tmp_path: Path) -> None:
+    names = (
+        "001 - Dog bark/2-118072-A.ogg",
+        "002 - Rain/1-17367-A.ogg",
+        "002 - Rain/1-17367-B.ogg",
+    )
+    folder = named(tmp_path, *names)
+    for dataset in (load_dataset("esc10", folder), load_dataset("esc10", folder / "esc10")):
+        assert dataset.labels == ("Dog bark", "Rain")
+        found = [(r.name, r.label, r.fold, r.source) for r in dataset.recordings]
+        rows = [(0, 2, "118072"), (1, 1, "17367"), (1, 1, "17367")]
+        assert found == [(name, *row) for name, row in zip(names, rows, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "holds neither meta.csv nor recordings such as '001 - Dog bark/1-100032-A.ogg'"),
+        (("clip.ogg",), "holds neither meta.csv nor recordings"),
+        (("001 - Dog bark/1-100032.ogg",), "1-100032.ogg' is not named as ESC-10's recordings"),
+        (("Dog bark/1-100032-A.ogg",), "is not named as ESC-10's recordings are"),
+        (("000 - Dog bark/1-100032-A.ogg",), "label_id='-1' must be a whole number"),
+        (("002 - Dog bark/1-100032-A.ogg",), "must number its labels 0, 1, 2"),
+        (("001 - Dog/1-1-A.ogg", "001 - Cat/1-2-A.ogg"), "label_id 0 has two names"),
+        (("001 - Dog/1-1-A.ogg", "002 - Dog/1-2-A.ogg"), "gives two labels one name"),
+    ],
+    ids=lambda value: repr(value)[-32:],
+)
+def test_files_of_other_names_are_refused(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "esc10").mkdir()
+    refused(lambda: load_dataset("esc10", named(tmp_path, *names)), message, "esc10")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -81,8 +123,10 @@ def test_an_index_of_random_bytes_is_refused(tmp_path: Path, rng: np.random.Gene
             load_dataset("esc10", tmp_path)
 
 
-def test_the_recordings_of_esc10(audio_data: Path) -> None:
+def test_the_recordings_of_esc10(audio_data: Path, tmp_path: Path) -> None:
     dataset = load_dataset("esc10", audio_data)
+    bare = named(tmp_path, *(r.name for r in dataset.recordings))
+    assert load_dataset("esc10", bare).folds == dataset.folds
     assert len(dataset.recordings) == 400 and len(dataset.labels) == 10
     counts = collections.Counter((r.fold, r.label) for r in dataset.recordings)
     assert counts == {(fold, label): 8 for fold in range(1, 6) for label in range(10)}

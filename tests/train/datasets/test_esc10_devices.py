@@ -12,6 +12,7 @@ from tests.train.refusals import refused
 from tests.train.trees import table
 from train.dataset import Dataset
 from train.datasets import load_dataset
+from train.datasets.esc10_devices import NINE_DEVICES
 
 HEADER = "device,impulse_response,split"
 
@@ -73,9 +74,13 @@ def test_a_wrong_table_of_devices_is_refused(tree: Path, lines: list[str], messa
     refused(lambda: load_dataset("esc10-devices", tree), message, "devices.csv")
 
 
-def test_a_missing_table_is_named(tree: Path) -> None:
+def test_without_a_table_the_devices_are_those_of_the_benchmark(tree: Path) -> None:
     (tree / "devices.csv").unlink()
-    refused(lambda: load_dataset("esc10-devices", tree), "devices.csv' cannot be read")
+    dataset = load_dataset("esc10-devices", tree)
+    assert dataset.devices == ("A", "B", "C", "S1", "S2", "S3", "S4", "S5", "S6")
+    assert dataset.unseen_devices == {"S4", "S5", "S6"}
+    found = {r.device: r.response for r in dataset.recordings}
+    assert found["A"] is None and found["B"] == tree / "micirp" / "American_R331.wav"
 
 
 def test_the_nine_devices_of_the_benchmark(audio_data: Path) -> None:
@@ -89,6 +94,7 @@ def test_the_nine_devices_of_the_benchmark(audio_data: Path) -> None:
         file = rows[recording.device]["impulse_response"]
         assert recording.response == (audio_data / file if file else None)
         assert recording.response is None or recording.response.is_file()
+    assert (audio_data / "devices.csv").read_text() == NINE_DEVICES.read_text()
     for fold in range(1, 6):
         train, test = dataset.split(fold)
         heard = collections.Counter(r.device for r in train)
