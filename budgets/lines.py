@@ -173,8 +173,8 @@ def _cost_lines(device: Count, clock_mhz: float) -> list[str]:
     for name, core in cost.cores().items():
         count = device.instructions[name]
         lines.append(
-            f"  {name:<11} {count / 1e6:6.1f} M instructions (error on a measured network up to "
-            f"{core.error_percent:g} %), about {core.milliseconds(count, clock_mhz):,.0f} ms if "
+            f"  {name:<11} {count / 1e6:6.1f} M instructions (up to {core.error_percent:g} % off on "
+            f"the network they are fitted to), about {core.milliseconds(count, clock_mhz):,.0f} ms if "
             f"one takes {core.cycles_per_instruction:g} cycles"
         )
     return lines

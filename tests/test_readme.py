@@ -40,6 +40,18 @@ def commands() -> list[str]:
     return list(dict.fromkeys(c for c in (*lines, *words) if c.startswith(STARTS)))
 
 
+def test_the_tree_of_files_names_every_module() -> None:
+    """Of a package, and the modules or the folder of what lies within."""
+    tree = README.partition("## Files")[2].partition("\n## ")[0]
+    for package in ("firmware_ref", "budgets", "train", "convert"):
+        part = re.split(r"\n    (?=\S)", tree.partition(f"    {package}/")[2])[0]
+        for path in (ROOT / package).iterdir():
+            if path.suffix in (".py", ".toml", ".md") and not path.name.startswith("__"):
+                assert re.search(rf"\b{re.escape(path.name)}\b", part), path
+            elif path.is_dir() and path.name != "__pycache__":
+                assert f" {path.name}/" in part, path
+
+
 def scripts() -> list[str]:
     return [c for c in commands() if c.startswith("./scripts/")]
 

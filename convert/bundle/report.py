@@ -80,6 +80,7 @@ def _identity(facts: Facts, target: str) -> Table:
         ("model.tflite", f"{len(facts.model):,} bytes, CRC-32 {facts.crc32:08x}"),
         ("SHA-256", facts.sha256),
         ("tinyscene", facts.version),
+        ("licence", "of the code Apache-2.0; of the weights, what who trained them says"),
     ]
     return Table("", ("", ""), tuple(rows), left=2)
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* On an emulated board: every window of windows.pcm through front end and network, with what each
  * layer gave and cost, as lines for the program that started it. */
 #include <stdio.h>

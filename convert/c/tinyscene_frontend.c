@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The fixed-point front end: C99, integers alone, no heap, no library.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * One second of sound to the INT8 input of the network, in integers and hop by hop.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Kernels of a generated network: INT8 in, INT8 out, equal bit for bit to TensorFlow Lite Micro.
  *
  * C99, no heap, no library. Maps are [row][frame][channel], rows being frequency bands; they are

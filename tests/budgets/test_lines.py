@@ -141,13 +141,17 @@ def test_total_lines_of_a_flatbuffer() -> None:
         "whole bundle on TFLM: flash about 234,136 bytes with 218,000 of code and 13,636 of the "
         "front end, RAM about 33,806 with 32,772 of the front end, without the stack",
         "estimated for TFLM with CMSIS-NN; time at 50 MHz:",
-        "  cortex-m4      0.0 M instructions (error on a measured network up to 2 %), about 1 ms "
+        "  cortex-m4      0.0 M instructions (up to 2 % off on the network "
+        "they are fitted to), about 1 ms "
         "if one takes 1.35 cycles",
-        "  cortex-m7      0.0 M instructions (error on a measured network up to 5 %), about 1 ms "
+        "  cortex-m7      0.0 M instructions (up to 5 % off on the network "
+        "they are fitted to), about 1 ms "
         "if one takes 0.9 cycles",
-        "  cortex-m33     0.0 M instructions (error on a measured network up to 2 %), about 1 ms "
+        "  cortex-m33     0.0 M instructions (up to 2 % off on the network "
+        "they are fitted to), about 1 ms "
         "if one takes 1.15 cycles",
-        "  cortex-m55     0.0 M instructions (error on a measured network up to 2 %), about 0 ms "
+        "  cortex-m55     0.0 M instructions (up to 2 % off on the network "
+        "they are fitted to), about 0 ms "
         "if one takes 1.6 cycles",
     ]
 
