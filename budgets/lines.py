@@ -173,9 +173,10 @@ def _cost_lines(device: Count, clock_mhz: float) -> list[str]:
     for name, core in cost.cores().items():
         count = device.instructions[name]
         lines.append(
-            f"  {name:<11} {count / 1e6:6.1f} M instructions (up to {core.error_percent:g} % off on "
-            f"the network they are fitted to), about {core.milliseconds(count, clock_mhz):,.0f} ms if "
-            f"one takes {core.cycles_per_instruction:g} cycles"
+            f"  {name:<11} {count / 1e6:6.1f} M instructions (up to {core.error_percent:g} % off "
+            "on the network they are fitted to), about "
+            f"{core.milliseconds(count, clock_mhz):,.0f} ms if one takes "
+            f"{core.cycles_per_instruction:g} cycles"
         )
     return lines
 

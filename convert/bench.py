@@ -1,4 +1,4 @@
-"""``./scripts/bench``: speed and cost on this machine and on Cortex-M4, each beside the plain way."""
+"""``./scripts/bench``: speed and cost, here and on Cortex-M4, each beside the plain way."""
 
 from __future__ import annotations
 

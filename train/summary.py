@@ -106,6 +106,9 @@ class Summary:
                 model: {name: vars(self.spread(model, name)) for name in self.names}
                 for model in self.models
             },
+            "runs": [
+                {"seed": run.seed, "split": run.split, "models": run.figures} for run in self.runs
+            ],
             "confusion": self.confusion.tolist(),
             "labels": list(self.labels),
         }

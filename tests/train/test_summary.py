@@ -65,6 +65,9 @@ def test_means_and_deviations_by_hand(runs: list[Path]) -> None:
     assert found.over_seeds == pytest.approx(0.06 / 2**0.5)
     assert summary.spread("float", "clip_accuracy").mean == 1.0
     assert summary.confusion.tolist() == [[8, 0], [4, 4]]
+    kept = [(r["seed"], r["split"], r["models"]["int8"]) for r in summary.to_dict()["runs"]]
+    wanted = {(0, "fold 1"): 0.80, (0, "fold 2"): 0.90, (1, "fold 1"): 0.84, (1, "fold 2"): 0.98}
+    assert {(seed, split): v["clip_accuracy"] for seed, split, v in kept} == wanted
 
 
 def test_one_figure_nudged_is_another_mean(runs: list[Path]) -> None:
