@@ -9,12 +9,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from firmware_ref.errors import InputError, write_whole
 from train.config import Config
 from train.config_file import RANGES
 from train.data import Source
 from train.dataset import Dataset
-from train.evaluate import CONFIDENCE_PERCENT
+from train.evaluate import CONFIDENCE_PERCENT, paired_interval
 from train.report import WARNING, Report, printable
 from train.run import RUN_FILE, Console, check_free, run
 from train.tables import ABSENT, Table, table_markdown, table_text
@@ -68,6 +70,7 @@ class Figures:
 
     Seen and unseen are the means over the devices heard in training or not, None where there are
     none. The interval is that of clip accuracy, lowest and highest (`train.evaluate.Intervals`).
+    ``by_source`` are clips and right ones (`train.evaluate.Metrics`).
     """
 
     seed: int
@@ -77,6 +80,7 @@ class Figures:
     seen_accuracy: float | None
     unseen_accuracy: float | None
     clip_accuracy_interval: tuple[float, float]
+    by_source: tuple[tuple[int, int], ...]
 
 
 AVERAGED = (
@@ -118,6 +122,11 @@ class Variant:
         pairs = zip(self.runs, whole.runs, strict=True)
         return Spread.of([own.clip_accuracy - other.clip_accuracy for own, other in pairs])
 
+    def change_interval(self, whole: Variant) -> tuple[float, float]:
+        """95 % interval of that change over the choice of recordings, of all seeds together."""
+        own, other = (np.sum([run.by_source for run in v.runs], axis=0) for v in (self, whole))
+        return paired_interval(own, other)
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -148,10 +157,12 @@ class Ablation:
         whole = self.variants[0]
         return {
             "without": variant.without,
-            "runs": [vars(run) for run in variant.runs],
+            "runs": [{k: v for k, v in vars(r).items() if k != "by_source"} for r in variant.runs],
             "mean": {name: spread.mean for name, spread in spreads.items()},
             "std": {name: spread.std for name, spread in spreads.items()},
-            "clip_accuracy_change": None if variant is whole else vars(variant.change(whole)),
+            "clip_accuracy_change": None
+            if variant is whole
+            else {**vars(variant.change(whole)), "interval": variant.change_interval(whole)},
         }
 
 
@@ -234,6 +245,7 @@ def _figures(seed: int, report: Report) -> Figures:
         found.seen_devices.accuracy,
         found.unseen_devices.accuracy,
         found.intervals.clip_accuracy,
+        found.by_source,
     )
 
 
@@ -270,9 +282,9 @@ def _note(ablation: Ablation) -> str:
             "differences of the two runs of each seed."
         )
     return (
-        f"INT8 accuracy in %; {CONFIDENCE_PERCENT} % interval: percentile bootstrap of clip "
-        "accuracy. It covers the choice of recordings, not the chance in training: for that, "
-        "several seeds."
+        f"INT8 accuracy in %; {CONFIDENCE_PERCENT} % intervals: percentile bootstrap over original "
+        "recordings, the same ones drawn for both networks of a change. They cover the choice of "
+        "recordings, not the chance in training: for that, several seeds."
     )
 
 
@@ -281,22 +293,30 @@ def _table(ablation: Ablation) -> Table:
     whole, alone = ablation.variants[0], len(ablation.seeds) == 1
     rows = []
     for variant in ablation.variants:
-        low, high = variant.runs[0].clip_accuracy_interval
+        same = variant is whole
+        sure = _interval(variant.runs[0].clip_accuracy_interval)
+        change = "" if same else _percent(variant.change(whole), "+")
+        paired = "" if same else _interval(variant.change_interval(whole), "+")
         rows.append(
             (
                 variant.without or "",
                 _percent(variant.spread("clip_accuracy")),
-                *([f"{100 * low:.1f} - {100 * high:.1f}"] if alone else []),
-                "" if variant is whole else _percent(variant.change(whole), "+"),
+                *([sure, change, paired] if alone else [change]),
                 _cell(variant.spread("clip_log_loss"), ".3f"),
                 _percent(variant.spread("window_accuracy")),
                 _percent(variant.spread("seen_accuracy")),
                 _percent(variant.spread("unseen_accuracy")),
             )
         )
-    interval = [f"{CONFIDENCE_PERCENT} % interval"] if alone else []
-    head = ("without", "clips", *interval, "change", "log-loss", "windows", "seen", "unseen")
+    interval = f"{CONFIDENCE_PERCENT} % interval"
+    accuracy = ("clips", interval, "change", interval) if alone else ("clips", "change")
+    head = ("without", *accuracy, "log-loss", "windows", "seen", "unseen")
     return Table("", head, tuple(rows))
+
+
+def _interval(ends: tuple[float, float], sign: str = "") -> str:
+    low, high = (format(100 * end, f"{sign}.1f") for end in ends)
+    return f"{low} to {high}" if sign else f"{low} - {high}"
 
 
 def _percent(spread: Spread, sign: str = "") -> str:

@@ -53,7 +53,7 @@ class Metrics:
     """Accuracies in [0, 1], log-losses in nats, confusion[true, predicted] in clips.
 
     ``classes`` and ``devices`` are in the order of their numbers; ``seen`` says which devices were
-    heard in training.
+    heard in training. ``by_source`` has how many clips each source has, and how many are right.
     """
 
     windows: int
@@ -67,6 +67,7 @@ class Metrics:
     devices: tuple[Group, ...]
     seen: tuple[bool, ...]
     intervals: Intervals | None = None
+    by_source: tuple[tuple[int, int], ...] = ()
 
     @property
     def macro(self) -> Group:
@@ -229,10 +230,42 @@ def evaluate(
     seen: Sequence[bool] = (True,),
     sources: np.ndarray | None = None,
 ) -> Metrics:
-    """What is reported: `measure` with the confidence `intervals`."""
+    """What is reported: `measure` with the confidence `intervals`, and clips `by_source`."""
     found = measure(probabilities, labels, clips, devices, seen)
     sure = intervals(probabilities, labels, clips, devices, sources)
-    return dataclasses.replace(found, intervals=sure)
+    right = by_source(probabilities, labels, clips, devices, sources)
+    return dataclasses.replace(found, intervals=sure, by_source=right)
+
+
+def by_source(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    clips: np.ndarray,
+    devices: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
+) -> tuple[tuple[int, int], ...]:
+    """Clips and right ones of each source, in the order of the sources' names."""
+    means, first = _clip_means(probabilities, clips, devices)
+    names, source = np.unique(clips if sources is None else sources, return_inverse=True)
+    sums = np.zeros((len(names), 2))
+    np.add.at(sums, source[first], _scores(means, labels[first])[:, :2])
+    return tuple((int(count), int(right)) for count, right in sums)
+
+
+def paired_interval(
+    own: np.ndarray, other: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the accuracy of ``own`` less that of ``other``, both `by_source`.
+
+    (sources, 2) each, of the same clips. Every draw of sources is one for both (Efron 1979): what
+    is hard for either does not count as a difference.
+    """
+    rng, count = np.random.default_rng(seed), len(own)
+    drawn = rng.integers(count, size=(resamples, count))
+    difference = (own[:, 1] - other[:, 1])[drawn].sum(axis=1) / own[:, 0][drawn].sum(axis=1)
+    tail = (100 - CONFIDENCE_PERCENT) / 2
+    low, high = np.percentile(difference, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _clip_means(

@@ -21,9 +21,10 @@ from train.ablate import (
 from train.config_file import load_config
 from train.report import WARNING
 
-WHOLE = Figures(0, 0.5, 1.25, 0.4, 0.6, 0.25, (0.375, 0.625))
-WORSE = Figures(0, 0.375, 1.5, 0.4375, 0.5, 0.125, (0.25, 0.5))
-BETTER = Figures(0, 0.625, 1.0, 0.5, 0.75, None, (0.5, 0.75))
+# Two sources of four clips. Drawn twice, once or never, the first alone makes the changes.
+WHOLE = Figures(0, 0.5, 1.25, 0.4, 0.6, 0.25, (0.375, 0.625), ((4, 2), (4, 2)))
+WORSE = Figures(0, 0.375, 1.5, 0.4375, 0.5, 0.125, (0.25, 0.5), ((4, 1), (4, 2)))
+BETTER = Figures(0, 0.625, 1.0, 0.5, 0.75, None, (0.5, 0.75), ((4, 3), (4, 2)))
 ONE = Ablation(
     "esc10",
     "A|B",
@@ -68,11 +69,11 @@ def test_the_table_of_one_seed_has_intervals() -> None:
     assert as_text(ONE).splitlines()[:7] == [
         "config esc10, dataset A|B, fold 1, seeds 0",
         "",
-        "without    clips  95 % interval  change  log-loss  windows  seen  unseen",
-        "------------------------------------------------------------------------",
-        "            50.0    37.5 - 62.5             1.250     40.0  60.0    25.0",
-        "mix-up      37.5    25.0 - 50.0   -12.5     1.500     43.8  50.0    12.5",
-        "time warp   62.5    50.0 - 75.0   +12.5     1.000     50.0  75.0       -",
+        "without    clips  95 % interval  change  95 % interval  log-loss  windows  seen  unseen",
+        "---------------------------------------------------------------------------------------",
+        "            50.0    37.5 - 62.5                            1.250     40.0  60.0    25.0",
+        "mix-up      37.5    25.0 - 50.0   -12.5  -25.0 to +0.0     1.500     43.8  50.0    12.5",
+        "time warp   62.5    50.0 - 75.0   +12.5  +0.0 to +25.0     1.000     50.0  75.0       -",
     ]
     worse = Variant("mix-up", (replace(WORSE, clip_accuracy=0.376),))
     assert as_text(ONE) != as_text(replace(ONE, variants=(ONE.variants[0], worse)))
@@ -95,7 +96,15 @@ def test_the_table_of_two_seeds_has_deviations() -> None:
 def test_the_page_has_the_same_cells() -> None:
     lines = as_markdown(ONE).splitlines()
     assert lines[:3] == ["# Ablation", "", "| config | esc10 |"] and r"| dataset | A\|B |" in lines
-    assert "| mix-up | 37.5 | 25.0 - 50.0 | -12.5 | 1.500 | 43.8 | 50.0 | 12.5 |" in lines
+    cells = ("mix-up", "37.5", "25.0 - 50.0", "-12.5", "-25.0 to +0.0", "1.500", "43.8", "50.0")
+    assert f"| {' | '.join(cells)} | 12.5 |" in lines
+
+
+def test_the_interval_of_a_change_is_of_all_seeds() -> None:
+    mixed = Variant("mix-up", (WORSE, BETTER)), Variant(None, (WHOLE, WHOLE))
+    assert mixed[0].change_interval(mixed[1]) == (0.0, 0.0)
+    assert ONE.to_dict()["variants"][1]["clip_accuracy_change"]["interval"] == (-0.25, 0.0)
+    assert ONE.to_dict()["variants"][0]["clip_accuracy_change"] is None
 
 
 def test_an_ablation_selected_on_the_reported_split_is_marked() -> None:

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -15,9 +16,11 @@ from firmware_ref.errors import InputError
 from train.evaluate import (
     Group,
     average,
+    by_source,
     evaluate,
     measure,
     module_probabilities,
+    paired_interval,
 )
 
 # Three clips of 2, 1 and 2 windows, of classes 0, 1 and 2.
@@ -91,6 +94,37 @@ def test_classes_and_devices_by_hand() -> None:
     assert_group(new, 2, 1 / 2, loss(0.2, 0.5))
     assert absent == Group(0, None, None)
     assert found.seen_devices == heard and found.unseen_devices == new
+
+
+def test_clips_and_right_ones_by_source_by_hand() -> None:
+    """Clips 0 and 1 of above are right, 2 is not; the last two share a source."""
+    sources = np.array(["b", "b", "a", "a", "a"])
+    assert by_source(PROBABILITIES, LABELS, CLIPS, None, sources) == ((2, 1), (1, 1))
+    assert by_source(PROBABILITIES, LABELS, CLIPS) == ((1, 1), (1, 1), (1, 0))
+    assert evaluate(PROBABILITIES, LABELS, CLIPS, sources=sources).by_source == ((2, 1), (1, 1))
+
+
+def test_a_paired_interval_counts_only_what_differs(rng: np.random.Generator) -> None:
+    """By SciPy's paired bootstrap; what both have wrong, or right, makes it no wider."""
+    clips = rng.integers(1, 10, 60)
+    own, other = (np.stack([clips, rng.binomial(clips, p)], axis=1) for p in (0.9, 0.7))
+    assert paired_interval(own, own) == (0.0, 0.0)
+
+    def difference(n: np.ndarray, a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (a - b).sum(axis=axis) / n.sum(axis=axis)
+
+    wanted = scipy.stats.bootstrap(
+        (clips, own[:, 1], other[:, 1]),
+        difference,
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    found = paired_interval(own, other, resamples=20_000)
+    assert found == pytest.approx((wanted.low, wanted.high), abs=0.004)
+    own[0, 1] -= own[0, 0]
+    assert paired_interval(own, other, resamples=20_000) != pytest.approx(found, abs=1e-6)
 
 
 def test_what_has_no_clips_is_none() -> None:
