@@ -13,7 +13,7 @@ from torch.nn import functional
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Quantization
 from tests.train.devices import inputs
-from train.qat import DeviceNetwork, _LearnedGrid, fixed_ranges, range_owners
+from train.qat import DeviceNetwork, _fake_quantize, _LearnedGrid, fixed_ranges, range_owners
 
 SCALE, ZERO_POINT = 0.5, 3  # reals from 0.5 (-128 - 3) = -65.5 to 0.5 (127 - 3) = 62
 
@@ -95,6 +95,18 @@ def test_values_and_their_gradients_are_those_of_torchs_rounding() -> None:
     clear = ((x - 62.25).abs() > 1e-4) & ((x + 65.75).abs() > 1e-4)
     assert ours.grad is not None and theirs.grad is not None
     assert torch.equal(ours.grad[clear], theirs.grad[clear])
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 0.0371, 1e-6, 2.5, 7e4])
+def test_the_rounding_is_torchs_bit_for_bit(scale: float, rng: np.random.Generator) -> None:
+    """Ties, both ends, values far beyond them; without its mask, NaN stays NaN."""
+    steps = np.concatenate([np.arange(-300, 300, 0.5), rng.normal(0, 90, 5000), [1e6, -1e6]])
+    x = torch.from_numpy((steps * scale).astype(np.float32))
+    for zero_point in (-128, -13, 0, 127):
+        theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, -128, 127)
+        assert torch.equal(_fake_quantize(x, scale, zero_point), theirs)
+    assert _fake_quantize(torch.tensor([torch.nan]), scale, 0).isnan()
+    assert not torch.equal(_fake_quantize(x, scale * 1.001, 0), theirs)
 
 
 def test_the_gradient_of_a_range_is_summed_and_weighted() -> None:
