@@ -12,6 +12,12 @@ from firmware_ref.errors import InputError
 from firmware_ref.features import FeatureDefinition
 
 LONGEST_SECONDS = 3600
+# An hour at 48 kHz, and less at higher rates: a compressed file of a few megabytes can unpack to
+# any number of frames, which are held in memory as float32 and, resampled, once more.
+MOST_FRAMES = 48_000 * LONGEST_SECONDS
+# Of the mono mix, 120 dB above full scale: no recording is so loud, and whatever follows (the
+# resampler, 16-bit PCM, power spectra) stays finite in float32.
+LARGEST_SAMPLE = 2.0**20
 LARGEST_CHANNELS = 64
 SAMPLE_RATES_HZ = (1_000, 192_000)
 BLOCK_FRAMES = 1 << 16
@@ -25,7 +31,8 @@ def read_audio(path: str | Path, sample_rate_hz: int) -> np.ndarray:
 
     Channels are averaged, other rates resampled (soxr, high quality); samples are nominally in
     [-1, 1]. Raises `InputError` for a file that is missing, unreadable, cut short (as far as its
-    format tells), empty, longer than an hour, or holds NaN or infinity.
+    format tells), empty, longer than an hour or than `MOST_FRAMES`, or holds NaN, infinity or
+    samples beyond `LARGEST_SAMPLE`.
     """
     soundfile, soxr = _libraries()
     what = f"audio {str(path)!r}"
@@ -50,6 +57,7 @@ def read_audio(path: str | Path, sample_rate_hz: int) -> np.ndarray:
         mono = soxr.resample(mono, rate, sample_rate_hz, quality="HQ")
         if not len(mono):
             raise InputError(f"{what} is too short to resample from {rate} Hz; give a longer one")
+        assert np.isfinite(mono).all(), "bounded samples stay finite"
     return np.ascontiguousarray(mono, np.float32)
 
 
@@ -83,6 +91,11 @@ def _check_header(what: str, sound: Any) -> None:
             f"{what} lasts {frames / rate:,.0f} s; at most {LONGEST_SECONDS:,} s are accepted; "
             "cut it"
         )
+    if frames > MOST_FRAMES:
+        raise InputError(
+            f"{what} holds {frames:,} frames at {rate:,} Hz; at most {MOST_FRAMES:,} are accepted; "
+            "cut it or resample it to 48,000 Hz"
+        )
 
 
 def _is_cut_short(log: str) -> bool:
@@ -99,7 +112,7 @@ def _is_cut_short(log: str) -> bool:
 
 
 def _mixed_down(what: str, sound: Any) -> np.ndarray:
-    """All frames of an open file, channels averaged: (n,) float32, finite, n > 0.
+    """All frames of an open file, channels averaged: (n,) float32, in bounds, n > 0.
 
     In blocks: a damaged header may promise hours of many channels that the file does not hold.
     """
@@ -108,6 +121,11 @@ def _mixed_down(what: str, sound: Any) -> np.ndarray:
         if not np.isfinite(block).all():
             raise InputError(f"{what} holds NaN or infinite samples; export it again")
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float64)
+        if np.abs(mono).max() > LARGEST_SAMPLE:
+            raise InputError(
+                f"{what} holds a sample of {np.abs(mono).max():.3g}; allowed are -2^20 to 2^20, "
+                "where full scale is 1; export it again"
+            )
         blocks.append(mono.astype(np.float32))
     decoded = sum(map(len, blocks))
     if not decoded or decoded < sound.frames:
@@ -122,9 +140,10 @@ def windows(
 ) -> np.ndarray:
     """Cut (n,) samples into (N, clip_samples) windows that start every ``hop_samples``.
 
-    The default hop is a whole window. They are views of the samples, to read, and take no memory
-    of their own. A remainder of at least half a window is filled with
-    zeros, a shorter one dropped; a clip shorter than a window is filled with zeros to one.
+    They are views of the samples, to read, and take no memory of their own. The default hop is a
+    whole window: then a remainder of at least half a window is filled with zeros and a shorter one
+    dropped. With another hop every remainder is dropped. A clip shorter than a window is filled
+    with zeros to one, whatever the hop.
     """
     size = definition.clip_samples
     hop = size if hop_samples is None else hop_samples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import time
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph
+from firmware_ref.oracle import loaded, oracle, refusals
 from firmware_ref.run import Interpreter
 from firmware_ref.verify import random_inputs
 
@@ -75,18 +74,15 @@ def measure_speed(graph: Graph, data: bytes, rounds: int = ROUNDS) -> Speed:
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     interpreter = Interpreter(graph)
     inputs = random_inputs(graph, BATCH, 0)
-    try:
-        module = importlib.import_module("tflite_runtime.interpreter")
-    except ImportError:
-        raise InputError(
-            "tflite-runtime is not installed; run: pip install 'tinyscene[convert]'"
-        ) from None
-    reference = module.Interpreter(
-        model_content=data,
-        experimental_op_resolver_type=module.OpResolverType.BUILTIN_REF,
-        num_threads=1,
-    )
-    reference.allocate_tensors()
+    runtime = oracle("tflite-runtime")
+    module = loaded(runtime)
+    with refusals(runtime):
+        reference = module.Interpreter(
+            model_content=data,
+            experimental_op_resolver_type=module.OpResolverType.BUILTIN_REF,
+            num_threads=1,
+        )
+        reference.allocate_tensors()
 
     def run_reference() -> None:
         reference.set_tensor(graph.inputs[0], inputs[:1])
@@ -99,7 +95,9 @@ def measure_speed(graph: Graph, data: bytes, rounds: int = ROUNDS) -> Speed:
         interpreter.run(inputs)
 
     works = (run_reference, run_one, run_batch)
-    for warm_up in works:
+    with refusals(runtime):
+        run_reference()
+    for warm_up in works[1:]:
         warm_up()
     # In turn, so that what makes the machine slow for a while makes all of them slow.
     seconds = np.array([[_seconds(work) for work in works] for _ in range(rounds)])

@@ -18,8 +18,9 @@ class Classifier:
 
     def __init__(self, graph: Graph) -> None:
         self.metadata: ModelMetadata = model_metadata(graph)
-        self.frontend = FixedFrontend.of_graph(graph)
+        # First, as it refuses whatever is not INT8.
         self.interpreter = Interpreter(graph)
+        self.frontend = FixedFrontend.of_graph(graph)
 
     def inputs(self, windows: np.ndarray) -> np.ndarray:
         """Windows (N, clip_samples) float32, as 16-bit PCM, to network inputs (N, F, T, C) int8."""

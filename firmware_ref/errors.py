@@ -131,9 +131,10 @@ def read_bytes(
             )
         with path.open("rb") as file:
             return file.read(first_bytes)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{what} {str(path)!r} cannot be read: {reason}; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{what} {str(path)!r} cannot be read: {_reason(error)}; check the path"
+        ) from None
 
 
 def check_folder(path: str | Path, option: str) -> None:
@@ -150,10 +151,9 @@ def check_folder(path: str | Path, option: str) -> None:
         # Only trying tells: for root every folder is writable by its permissions, /proc too.
         with tempfile.TemporaryDirectory(dir=nearest, prefix=".tinyscene-"):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{option} {str(path)!r} cannot be written in: {error.strerror or error}; give another "
-            "folder"
+            f"{option} {str(path)!r} cannot be written in: {_reason(error)}; give another folder"
         ) from None
 
 
@@ -176,11 +176,15 @@ def write_whole(path: str | Path, data: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{str(path)!r} cannot be written: {reason}; give a writable --out"
+            f"{str(path)!r} cannot be written: {_reason(error)}; give a writable --out"
         ) from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a path is refused; Python raises a ValueError for one with a null byte."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _followed(path: str | Path) -> Path:

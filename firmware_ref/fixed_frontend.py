@@ -188,9 +188,13 @@ class FixedFrontend:
     def of_graph(cls, graph: Graph) -> FixedFrontend:
         """From a model's metadata and its input."""
         metadata = model_metadata(graph)
-        quantization = graph.tensors[graph.inputs[0]].quantization
-        assert quantization is not None
-        return cls.of(metadata.mean, metadata.std, quantization)
+        tensor = graph.tensors[graph.inputs[0]]
+        if tensor.dtype != "int8" or tensor.quantization is None:
+            raise InputError(
+                f"graph input {tensor.name!r} has dtype={tensor.dtype} and is not quantised to "
+                "int8; convert with `python -m convert --target tflite-micro`"
+            )
+        return cls.of(metadata.mean, metadata.std, tensor.quantization)
 
     def inputs(self, pcm: np.ndarray) -> np.ndarray:
         """Samples (..., n) int16 to network inputs (..., 128, frames, C) int8."""

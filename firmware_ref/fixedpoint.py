@@ -62,6 +62,9 @@ def rdpot(x: Integers, exponent: Integers) -> np.ndarray:
 
     ``exponent`` is in [0, 31].
     """
+    # Outside, gemmlowp is undefined and its builds differ: who calls refuses before.
+    ends = (exponent,) if isinstance(exponent, int) else (np.min(exponent), np.max(exponent))
+    assert ends[0] >= 0 and ends[-1] <= 31, "no shift of an int32"
     x, exponent = np.asarray(x, np.int64), np.asarray(exponent, np.int64)
     half = (np.int64(1) << exponent) >> 1
     # Half away from zero means one less before a negative's shift.
@@ -176,16 +179,15 @@ def reciprocal(x: Integers, integer_bits: int) -> tuple[np.ndarray, np.ndarray]:
 def inverse_sqrt_multiplier(x: int) -> tuple[int, int]:
     """``(q, shift)`` with ``1 / sqrt(x) ~ q / 2**31 * 2**shift``.
 
-    TFLite GetInvSqrtQuantizedMultiplierExp with ``reverse_shift`` -1, for ``x`` in [0, 2**31):
-    five Newton-Raphson steps in Q3.28 from a start of 1; 0 counts as 1.
+    TFLite GetInvSqrtQuantizedMultiplierExp with ``reverse_shift`` -1, for ``x`` in [0, 2**29),
+    where it need not be made smaller first: five Newton-Raphson steps in Q3.28 from a start of 1;
+    0 counts as 1.
     """
+    assert x < 1 << 29
     if x <= 1:
         return INT32_MAX, 0
-    shift = 11
-    while x >= 1 << 29:
-        x, shift = x // 4, shift + 1
     left_shift_bit_pairs = (31 - x.bit_length()) // 2 - 1
-    shift -= left_shift_bit_pairs
+    shift = 11 - left_shift_bit_pairs
     x <<= 2 * left_shift_bit_pairs
     fixed = np.int64(x >> 1)
     half, three_halves = rdpot(fixed, 1), (1 << 28) + (1 << 27)

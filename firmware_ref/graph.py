@@ -254,6 +254,9 @@ def _options(label: str, kind: str, table: Table) -> Mapping[str, Any]:
     union, stored = table.integer(3, "B"), table.table(4)
     if union not in (0, layout.union) or (union == 0) != (stored is None):
         raise InputError(f"{label}: options type={union}; its own is {layout.union}")
+    if stored is not None:
+        # An interpreter reads more options than these, all of one byte, and tests none of them.
+        stored.stored()
     return {name: _option(label, name, item, stored) for name, item in layout.fields.items()}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from firmware_ref import schema
 from firmware_ref.errors import InputError
 from firmware_ref.flatbuffer import Source
-from firmware_ref.graph import Graph
+from firmware_ref.graph import Graph, parse
 
 Session = Callable[[np.ndarray], dict[int, np.ndarray]]
 """One example int8 (1, ...) in; every operator's output by its index in `Graph.tensors` out."""
@@ -43,6 +43,19 @@ def session(oracle: Oracle, data: bytes, graph: Graph) -> Session:
     Raises `InputError` when the package is missing, has another version than the pinned one, or
     refuses the model; so does the session when the interpreter refuses the values.
     """
+    module = loaded(oracle)
+    with refusals(oracle):
+        run = oracle.open(module, data, graph)
+
+    def guarded(example: np.ndarray) -> dict[int, np.ndarray]:
+        with refusals(oracle):
+            return run(example)
+
+    return guarded
+
+
+def loaded(oracle: Oracle) -> ModuleType:
+    """The oracle's module; an `InputError` where it is missing or of another version."""
     try:
         version = importlib.metadata.version(oracle.name)
         module = importlib.import_module(oracle.module)
@@ -55,18 +68,11 @@ def session(oracle: Oracle, data: bytes, graph: Graph) -> Session:
             f"oracle {oracle.name} has version={version}; bit-exactness is defined by "
             f"{oracle.version}: pip install '{oracle.name}=={oracle.version}'"
         )
-    with _refusals(oracle):
-        run = oracle.open(module, data, graph)
-
-    def guarded(example: np.ndarray) -> dict[int, np.ndarray]:
-        with _refusals(oracle):
-            return run(example)
-
-    return guarded
+    return module
 
 
 @contextlib.contextmanager
-def _refusals(oracle: Oracle) -> Iterator[None]:
+def refusals(oracle: Oracle) -> Iterator[None]:
     """The wheels raise RuntimeError or ValueError for what they refuse, or stumble over it."""
     try:
         yield
@@ -85,7 +91,8 @@ def with_all_outputs(data: bytes, graph: Graph) -> bytes:
     tflite-runtime 2.14 computes ADD, MUL and others in the place of their input when nothing reads
     that again, even with ``experimental_preserve_all_tensors``: the input then reads back as the
     output. It never does so to an output of the graph. A new vector of outputs goes to the end of
-    the file, and the offset of the old one is turned to it.
+    the file, and the offset of the old one is turned to it. In a file whose tables overlap that
+    changes more than the outputs, unchecked; so the result is read and compared.
     """
     (subgraph,) = Source(data).root(schema.IDENTIFIER).tables(schema.MODEL_SUBGRAPHS)
     position = subgraph.offset_position(schema.SUBGRAPH_OUTPUTS)
@@ -93,7 +100,20 @@ def with_all_outputs(data: bytes, graph: Graph) -> bytes:
     indices = _outputs(graph)
     patched = bytearray(data + bytes(-len(data) % 4))
     struct.pack_into("<I", patched, position, len(patched) - position)
-    return bytes(patched + struct.pack(f"<I{len(indices)}i", len(indices), *indices))
+    result = bytes(patched + struct.pack(f"<I{len(indices)}i", len(indices), *indices))
+    if _but_outputs(result) != _but_outputs(data):
+        raise InputError("the model's tables overlap; convert it again")
+    return result
+
+
+def _but_outputs(data: bytes) -> tuple[object, ...]:
+    """All that a model holds but the graph's outputs, to be compared."""
+    found = parse(data)
+    tensors = [
+        (t.name, t.shape, t.dtype, t.quantization, None if t.data is None else t.data.tobytes())
+        for t in found.tensors
+    ]
+    return tensors, found.operators, found.inputs, found.metadata, found.description
 
 
 def _open_tflite_runtime(module: ModuleType, data: bytes, graph: Graph) -> Session:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Graph, Tensor
+from firmware_ref.graph import Graph, Operator, Tensor
 from firmware_ref.ops import prepare
 from firmware_ref.ops.node import Kernel
 
@@ -17,6 +17,8 @@ from firmware_ref.ops.node import Kernel
 # of a call, few enough to stay in cache.
 BATCH = 16
 CHUNK_ELEMENTS = 1 << 16
+# Elements that a call may take of its inputs, or inside: of eight bytes each at the most.
+WORKING_ELEMENTS = 1 << 23
 # Elements that all operators together may read and write, each counted at every use: one constant
 # that thousands of operators share would make hours of preparation of a small file.
 MAX_USED_ELEMENTS = 1 << 25
@@ -32,20 +34,15 @@ class Interpreter:
     """
 
     def __init__(self, graph: Graph) -> None:
+        if not graph.operators:
+            raise InputError("graph has no operators: there is nothing to run; give another model")
         self.graph = graph
         self.input = _only(graph, graph.inputs, "input")
         self.output = _only(graph, graph.outputs, "output")
         if self.output.data is not None:
             raise InputError(f"graph output {self.output.name!r} is a constant")
         _check_size(graph)
-        self._steps = [
-            (
-                _in_chunks(prepare(operator, graph), graph.tensors[operator.outputs[0]]),
-                [i for i in operator.inputs if i != -1 and graph.tensors[i].data is None],
-                operator.outputs[0],
-            )
-            for operator in graph.operators
-        ]
+        self._steps = [self._step(operator) for operator in graph.operators]
         self._last_use = self._last_uses()
 
     def run(self, inputs: np.ndarray, progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -84,6 +81,13 @@ class Interpreter:
                 f"int8 (N, {sizes}) with N at least 1"
             )
 
+    def _step(self, operator: Operator) -> tuple[Kernel, list[int], int]:
+        """An operator's kernel, the activations that it takes, and its output."""
+        tensors, output = self.graph.tensors, operator.outputs[0]
+        inputs = [i for i in operator.inputs if i != -1 and tensors[i].data is None]
+        kernel = prepare(operator, self.graph)
+        return _in_chunks(kernel, [tensors[i] for i in inputs], tensors[output]), inputs, output
+
     def _evaluate(self, values: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """Each operator's output in turn; the caller keeps it in ``values``."""
         for kernel, inputs, output in self._steps:
@@ -110,9 +114,14 @@ def _check_size(graph: Graph) -> None:
         )
 
 
-def _in_chunks(kernel: Kernel, output: Tensor) -> Kernel:
-    """The kernel on a few examples after another, where together they would leave the cache."""
-    size = max(CHUNK_ELEMENTS // math.prod(output.shape), 1)
+def _in_chunks(kernel: Kernel, inputs: Sequence[Tensor], output: Tensor) -> Kernel:
+    """The kernel on a few examples after another, where together they would leave the cache.
+
+    Those of large inputs, and of kernels that take much memory themselves, are fewer still.
+    """
+    taken = [getattr(kernel, "working", 1), *(math.prod(tensor.shape) for tensor in inputs)]
+    sizes = CHUNK_ELEMENTS // math.prod(output.shape), WORKING_ELEMENTS // max(taken)
+    size = max(min(sizes), 1)
 
     def run(*activations: np.ndarray) -> np.ndarray:
         count = len(activations[0])

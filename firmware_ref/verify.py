@@ -15,10 +15,11 @@ import numpy as np
 
 from firmware_ref.errors import CheckFailedError, InputError, read_bytes
 from firmware_ref.graph import Graph
-from firmware_ref.oracle import Oracle, session
+from firmware_ref.oracle import Oracle, Session, session
 from firmware_ref.run import BATCH, Interpreter
 
 MAX_INPUT_BYTES = 1 << 28
+MAX_RANDOM_BYTES = 1 << 31
 MAX_RANK = 8
 INPUTS_NAME = "inputs"
 
@@ -93,11 +94,23 @@ def verify(
 
     ``data`` are the bytes that ``graph`` was read from; ``inputs`` int8 (N, ...).
     """
-    interpreter = Interpreter(graph)
+    return compare(Interpreter(graph), data, inputs, oracles, progress)
+
+
+def compare(
+    interpreter: Interpreter,
+    data: bytes,
+    inputs: np.ndarray,
+    oracles: Sequence[Oracle],
+    progress: Progress | None = None,
+    opened: Callable[[Oracle, bytes, Graph], Session] = session,
+) -> Report:
+    """`verify` with an interpreter that is there already, and another way to open the oracles."""
+    graph = interpreter.graph
     interpreter.check(inputs)
     if not oracles:
         raise InputError("no oracle is named; give at least one")
-    sessions = [session(oracle, data, graph) for oracle in oracles]
+    sessions = [opened(oracle, data, graph) for oracle in oracles]
     tallies = [_Tally(graph) for _ in oracles]
     for start in range(0, len(inputs), BATCH):
         batch = inputs[start : start + BATCH]
@@ -106,7 +119,8 @@ def verify(
             for run, tally in zip(sessions, tallies, strict=True):
                 expected = run(batch[number : number + 1])
                 for index, values in expected.items():
-                    tally.compare(index, start + number, values[0], actual[index][number])
+                    ours = actual[index][number : number + 1]
+                    tally.compare(index, start + number, values, ours)
             if progress:
                 progress(start + number + 1, len(inputs))
     results = (tally.result(oracle) for oracle, tally in zip(oracles, tallies, strict=True))
@@ -122,7 +136,7 @@ class _Tally:
         self._compared: dict[int, int] = {}
 
     def compare(self, index: int, number: int, expected: np.ndarray, actual: np.ndarray) -> None:
-        """One tensor for one input; both without their batch axis."""
+        """One tensor for one input; both (1, ...)."""
         if expected.dtype != actual.dtype or expected.shape != actual.shape:
             raise CheckFailedError(
                 f"tensor {self._graph.tensors[index].name!r} is {expected.dtype} "
@@ -131,7 +145,7 @@ class _Tally:
             )
         self._compared[index] = self._compared.get(index, 0) + expected.size
         if not np.array_equal(expected, actual):
-            self._record(index, number, expected, actual)
+            self._record(index, number, expected[0], actual[0])
 
     def _record(self, index: int, number: int, expected: np.ndarray, actual: np.ndarray) -> None:
         differences = np.abs(expected.astype(np.int64) - actual)
@@ -174,6 +188,12 @@ class _Tally:
 def random_inputs(graph: Graph, count: int, seed: int) -> np.ndarray:
     """Uniform int8 inputs (count, ...) from NumPy's default generator."""
     shape = graph.tensors[graph.inputs[0]].shape[1:]
+    size = count * math.prod(shape)
+    if size > MAX_RANDOM_BYTES:
+        raise InputError(
+            f"{count:,} random inputs of shape={shape} take {size:,} bytes; at most "
+            f"{MAX_RANDOM_BYTES:,} are made; ask for fewer"
+        )
     return np.random.default_rng(seed).integers(-128, 128, (count, *shape), dtype=np.int8)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from firmware_ref.fixedpoint import quantize_multiplier
 from firmware_ref.ops.elementwise import Rescale, binary, look_up, operands, scaled_codes
 from firmware_ref.ops.node import Kernel, Node
 
@@ -21,18 +20,12 @@ def prepare(node: Node) -> Kernel:
 def prepare_sum(node: Node, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Kernel:
     """Both inputs go to the scale ``2 max(s1, s2) / 2**20``; ``combine``; then to the output's.
 
-    The three multipliers must be below 1 (QuantizeMultiplierSmallerThanOneExp aborts otherwise).
+    Those of the inputs are at most 1/2; the output's must be below 1.
     """
     inputs, first, second = operands(node)
     out = node.affine(node.output)
     twice_larger = 2.0 * max(first.scale, second.scale)
-    output_multiplier = twice_larger / (2**LEFT_SHIFT * out.scale)
-    multiplier, shift = quantize_multiplier(output_multiplier)
-    if output_multiplier >= 1 or shift > 0:
-        raise node.error(
-            f"input scales {first.scale} and {second.scale} are over 2^19 times the output's "
-            f"{out.scale}; the kernels allow less"
-        )
+    multiplier, shift = node.multiplier_below_one(twice_larger / (2**LEFT_SHIFT * out.scale))
     low, high = node.clamp()
     rescale = Rescale(multiplier, shift, out.zero_point, low, high)
     tables = (

@@ -20,6 +20,11 @@ class AveragePool2D:
     low: int
     high: int
 
+    @property
+    def working(self) -> int:
+        """Elements an example takes here: its padded map."""
+        return self.window.padded
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C) int8 -> (N, F', T', C) int8; padding does not count."""
         sums = self.window.sums(self.window.pad(x, 0))

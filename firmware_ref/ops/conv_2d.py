@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref import graph as limits
 from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
 from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.ops.requantization import PROVED, FloatStaircase, Staircase, fastest
@@ -22,6 +20,11 @@ class Conv2D:
     input_zero_point: int
     weights: np.ndarray
     requantize: Staircase | FloatStaircase
+
+    @property
+    def working(self) -> int:
+        """Elements an example takes here: its padded map, and all that the taps meet."""
+        return self.window.padded + self.window.met
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C_in) int8 -> (N, F', T', C_out) int8."""
@@ -45,10 +48,7 @@ def prepare(node: Node) -> Kernel:
         raise node.error(f"filter has shape={filters.shape}; the input has {source.shape}")
     place = window(node, source, (filters.shape[1], filters.shape[2]), dilated=True)
     channels = filters.shape[0]
-    positions = place.height.output * place.width.output
     node.check_output_shape((1, place.height.output, place.width.output, channels))
-    if positions * math.prod(filters.shape[1:]) > limits.MAX_ELEMENTS:
-        raise node.error(f"input {source.shape} and filter {filters.shape} are too large to run")
     weights = filters.reshape(channels, -1)
     exact = staircase(node, affine, weights, bias_of(node, channels), axis=0)
     largest = largest_sum(affine, weights)

@@ -29,6 +29,11 @@ class DepthwiseConv2D:
     depth_multiplier: int
     requantize: Staircase | FloatStaircase
 
+    @property
+    def working(self) -> int:
+        """Elements an example takes here: its padded map."""
+        return self.window.padded
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C_in) int8 -> (N, F', T', C_out) int8."""
         centred = self.window.pad(offset(x, self.input_zero_point, self.weights.dtype), 0)
@@ -50,11 +55,14 @@ class DepthwiseConv2D:
 def prepare(node: Node) -> Kernel:
     """Filter (1, KF, KT, C_out) int8, zero points 0; optional int32 bias (C_out,).
 
+    A bias that is listed but left out (-1) is refused: TFLM reads it all the same, and dies.
     Output channel ``c`` reads input channel ``c // multiplier``. The multiplier is that of the
     shapes: the kernels read the option, so it must agree.
     """
     node.check_inputs(2, 3)
     source, affine = node.activation(0)
+    if node.operator.inputs[2:] == (-1,):
+        raise node.error("bias is listed as -1, on which TFLM dies; drop the third input")
     filters = node.constant(1)
     if filters.ndim != 4 or filters.shape[0] != 1 or filters.shape[3] % source.shape[-1]:
         raise node.error(f"filter has shape={filters.shape}; the input has {source.shape}")
@@ -65,7 +73,8 @@ def prepare(node: Node) -> Kernel:
             f"depth_multiplier={multiplier}; {source.shape[-1]} channels in and {channels} out "
             f"need {channels // source.shape[-1]}"
         )
-    place = window(node, source, (filters.shape[1], filters.shape[2]), dilated=True)
+    kernel = filters.shape[1], filters.shape[2]
+    place = window(node, source, kernel, dilated=True, repeats=multiplier)
     node.check_output_shape((1, place.height.output, place.width.output, channels))
     weights = filters.reshape(-1, channels)
     if weights.size * place.width.output > node.share(TILED):

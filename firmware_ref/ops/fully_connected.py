@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase
+from firmware_ref.ops.accumulate import bias_of, largest_sum, staircase, weight_scales
 from firmware_ref.ops.node import Kernel, Node
 from firmware_ref.ops.requantization import PROVED, FloatStaircase, Staircase, fastest
 
@@ -32,6 +32,9 @@ class FullyConnected:
 def prepare(node: Node) -> Kernel:
     """Weights (C_out, K) int8, zero points 0; optional int32 bias (C_out,).
 
+    Rows are the last axis where ``keep_num_dims`` is set, else the one row is the whole map. With
+    a scale a channel the output must be (1, C_out): tflite-runtime computes no other row.
+
     With one scale for all weights tflite-runtime multiplies ``s_in * s_w`` in float32, and so does
     this; TFLM may take the product in double, which can differ by 1 in about one output of a
     million. With a scale a channel both use double.
@@ -46,11 +49,21 @@ def prepare(node: Node) -> Kernel:
     channels, length = weights.shape
     rows = math.prod(source.shape) // length
     if node.option("keep_num_dims"):
+        if source.shape[-1] != length:
+            raise node.error(
+                f"weights have shape={weights.shape}; with keep_num_dims the input's last axis, of "
+                f"{source.shape}, must be the weights' second"
+            )
         node.check_output_shape((*source.shape[:-1], channels))
     elif rows == 1:
         node.check_output_shape((1, channels))
     else:
         raise node.error(f"input {source.shape} makes {rows} rows of a batch; 1 is allowed")
+    if len(weight_scales(node, channels, axis=0)) > 1 and node.output.shape != (1, channels):
+        raise node.error(
+            f"output has shape={node.output.shape}; with a scale a channel tflite-runtime computes "
+            f"{(1, channels)} only; give all weights one scale, or reshape the input"
+        )
     exact = staircase(node, affine, weights, bias_of(node, channels), axis=0)
     if len(exact.multiplier) == 1:
         multiplier, shift = _float32_multiplier(node, affine.scale)

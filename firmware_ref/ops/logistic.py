@@ -8,12 +8,11 @@ import numpy as np
 
 from firmware_ref.fixedpoint import logistic, mbqm, quantize_multiplier, rdpot
 from firmware_ref.ops.elementwise import Table
-from firmware_ref.ops.node import Affine, Kernel, Node
-from firmware_ref.ops.unary import unary
+from firmware_ref.ops.node import Kernel, Node
+from firmware_ref.ops.unary import UNIT_OUTPUT, unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 INPUT_INTEGER_BITS = 4
-OUTPUT = Affine(scale=1 / 256, zero_point=-128)
 
 
 def prepare(node: Node) -> Kernel:
@@ -24,8 +23,8 @@ def prepare(node: Node) -> Kernel:
     and above, where values at the edge of Q4.27 saturate here. `verify` shows such a model.
     """
     source, out = unary(node)
-    if out != OUTPUT:
-        raise node.error(f"output is {out}; the kernels allow {OUTPUT}")
+    if out != UNIT_OUTPUT:
+        raise node.error(f"output is {out}; the kernels allow {UNIT_OUTPUT}")
     if not 2.0**-27 <= source.scale < 16:
         raise node.error(f"input scale={source.scale}; allowed are 2^-27 to below 16")
     return Table(np.roll(sigmoid_codes(source.scale, source.zero_point), INT8_MIN).astype(np.int8))
@@ -39,7 +38,7 @@ def sigmoid_codes(scale: float, zero_point: int) -> np.ndarray:
     values = np.arange(INT8_MIN, INT8_MAX + 1, dtype=np.int64) - zero_point
     within = np.clip(values, -radius, radius)
     raw = logistic(mbqm(within, multiplier, shift), INPUT_INTEGER_BITS)
-    results = np.clip(rdpot(raw, 23) + OUTPUT.zero_point, INT8_MIN, INT8_MAX)
+    results = np.clip(rdpot(raw, 23) + UNIT_OUTPUT.zero_point, INT8_MIN, INT8_MAX)
     results[values >= radius] = INT8_MAX
     results[values <= -radius] = INT8_MIN
     return results

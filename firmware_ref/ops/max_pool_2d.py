@@ -21,6 +21,11 @@ class MaxPool2D:
     low: int
     high: int
 
+    @property
+    def working(self) -> int:
+        """Elements an example takes here: its padded map."""
+        return self.window.padded
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(N, F, T, C) int8 -> (N, F', T', C) int8."""
         largest = functools.reduce(np.maximum, self.window.taps(self.window.pad(x, INT8_MIN)))

@@ -51,7 +51,7 @@ def prepare(node: Node) -> Kernel:
 
 def resolved_axes(node: Node, rank: int) -> tuple[int, ...]:
     """The axes of input 1, each once, counted from 0; the batch may not be among them."""
-    axes = node.integers(1)
+    axes = node.integers(1, 0, 1)
     if not all(-rank <= axis < rank for axis in axes):
         raise node.error(f"axes={axes}; allowed are {-rank} to {rank - 1}")
     resolved = tuple(sorted({axis % rank for axis in axes}))

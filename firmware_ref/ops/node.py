@@ -15,9 +15,14 @@ from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 # Keeps every int32 sum over a tensor (255 an element) below 2**31.
 MAX_ACTIVATION_ELEMENTS = 1 << 22
+# Beyond it the kernels' broadcasts and means differ from each other, or abort.
+MAX_ACTIVATION_RANK = 4
 
 Kernel = Callable[..., np.ndarray]
-"""A prepared operator: its activations, int8 (N, ...), in; its output, int8 (N, ...), out."""
+"""A prepared operator: its activations, int8 (N, ...), in; its output, int8 (N, ...), out.
+
+One that takes more elements an example than its activations have says so in ``working``.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Node:
         return self.graph.tensors[self.operator.outputs[0]]
 
     def affine(self, tensor: Tensor) -> Affine:
-        """Quantisation of an int8 tensor with one scale; an activation's batch must be 1."""
+        """Quantisation of an int8 tensor with one scale; an activation is (1, ...)."""
         if tensor.dtype != "int8" or tensor.quantization is None:
             raise self.error(
                 f"tensor {tensor.name!r} of dtype={tensor.dtype} is not quantised to int8; "
@@ -81,6 +86,11 @@ class Node:
             if not tensor.shape or tensor.shape[0] != 1:
                 raise self.error(
                     f"tensor {tensor.name!r} has shape={tensor.shape}; the batch must be 1"
+                )
+            if len(tensor.shape) > MAX_ACTIVATION_RANK:
+                raise self.error(
+                    f"tensor {tensor.name!r} has shape={tensor.shape}; at most "
+                    f"{MAX_ACTIVATION_RANK} sizes can be run; reshape it before"
                 )
             if int(np.prod(tensor.shape)) > MAX_ACTIVATION_ELEMENTS:
                 raise self.error(
@@ -103,13 +113,18 @@ class Node:
             raise self.error(f"input {position} {tensor.name!r} varies; it must be a constant")
         return tensor.data
 
-    def integers(self, position: int) -> tuple[int, ...]:
-        """A constant int32 input (axes, a permutation, a shape, paddings), flattened."""
+    def integers(self, position: int, *ranks: int) -> tuple[int, ...]:
+        """A constant int32 input (axes, a permutation, a shape, paddings), flattened.
+
+        It must have one of ``ranks``, 1 where none is named.
+        """
         data = self.constant(position)
-        if data.dtype != np.int32 or data.size > 64:
+        ranks = ranks or (1,)
+        if data.dtype != np.int32 or data.size > 64 or data.ndim not in ranks:
+            allowed = " or ".join(map(str, ranks))
             raise self.error(
-                f"input {position} has dtype={data.dtype} and {data.size} elements; "
-                "allowed are at most 64 of int32"
+                f"input {position} has dtype={data.dtype} and shape={data.shape}; allowed are at "
+                f"most 64 elements of int32 of rank {allowed}"
             )
         return tuple(int(value) for value in data.ravel())
 
@@ -157,6 +172,16 @@ class Node:
         if not real < 2.0**30:
             raise self.error(f"scales give a multiplier of {real:.3g}; allowed is less than 2^30")
         return quantize_multiplier(real)
+
+    def multiplier_below_one(self, real: float) -> tuple[int, int]:
+        """`quantize_multiplier`, refused from 1 on: QuantizeMultiplierSmallerThanOneExp aborts."""
+        significand, shift = quantize_multiplier(real)
+        if real >= 1 or shift > 0:
+            raise self.error(
+                f"scales give a multiplier of {real:.6g}; the kernels allow less than 1; give the "
+                "output a larger scale"
+            )
+        return significand, shift
 
     def multipliers(self, reals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`multiplier` of each: int64 arrays of significands and shifts, one entry a channel."""

@@ -25,11 +25,13 @@ def prepare(node: Node) -> Kernel:
     """Paddings are a constant int32 input (rank, 2), 0 for the batch."""
     node.check_inputs(2)
     source, affine = node.activation(0)
-    flat = node.integers(1)
+    flat = node.integers(1, 2)
     amounts = tuple(zip(flat[::2], flat[1::2], strict=False))
-    if len(flat) != 2 * len(source.shape) or min(flat) < 0 or amounts[0] != (0, 0):
+    shape = node.tensor(1).shape
+    if shape != (len(source.shape), 2) or min(flat) < 0 or amounts[0] != (0, 0):
         raise node.error(
-            f"paddings={flat}; allowed are two numbers from 0 an axis, and none for the batch"
+            f"paddings={flat} of shape={shape}; allowed are two numbers from 0 an axis, and none "
+            "for the batch"
         )
     sizes = zip(source.shape, amounts, strict=True)
     node.check_output_shape(tuple(size + before + after for size, (before, after) in sizes))

@@ -45,6 +45,12 @@ def prepare(node: Node) -> Kernel:
     if not product > 0:
         raise node.error(f"scales {source.scale} and {out.scale} are too small")
     significand, exponent = node.multiplier(1.0 / float(product))
+    if not significand or exponent - FRACTION_BITS < -31:
+        raise node.error(
+            f"the root of the input's scale {source.scale} times the output's {out.scale} is "
+            f"{product:.6g}; allowed is up to {2 ** (32 - FRACTION_BITS):,}, where the kernels' "
+            "shift stays inside 32 bits; give the output a smaller scale"
+        )
     values = INT8_CODES.astype(np.int64) - source.zero_point
     roots = _roots()[np.maximum(values, 0)]
     results = mbqm(roots, significand, exponent - FRACTION_BITS) + out.zero_point

@@ -15,15 +15,14 @@ from firmware_ref.fixedpoint import (
     reciprocal,
     srdhm,
 )
-from firmware_ref.ops.node import Affine, Kernel, Node
-from firmware_ref.ops.unary import unary
+from firmware_ref.ops.node import Kernel, Node
+from firmware_ref.ops.unary import UNIT_OUTPUT, unary
 from firmware_ref.scheme import INT8_MAX, INT8_MIN
 
 INPUT_INTEGER_BITS = 5
 SUM_INTEGER_BITS = 12
-OUTPUT = Affine(scale=1 / 256, zero_point=-128)
-# 4,095 exponentials of at most 1 fit the sum's 12 integer bits.
-MAX_CLASSES = 4095
+# A sum of 512 ones would take the kernels' last shift to 32, which C leaves undefined: TFLM aborts.
+MAX_CLASSES = 511
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ class Softmax:
         total = rdpot(values, SUM_INTEGER_BITS).sum(axis=-1, keepdims=True)
         inverse, bits_over_unit = reciprocal(total, SUM_INTEGER_BITS)
         results = rdpot(srdhm(values, inverse), bits_over_unit + 31 - 8)
-        return np.clip(results + OUTPUT.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
+        return np.clip(results + UNIT_OUTPUT.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
 
 
 def prepare(node: Node) -> Kernel:
@@ -47,10 +46,13 @@ def prepare(node: Node) -> Kernel:
     source, out = unary(node)
     beta = float(node.option("beta"))
     shape = node.output.shape
-    if out != OUTPUT:
-        raise node.error(f"output is {out}; the kernels allow {OUTPUT}")
+    if out != UNIT_OUTPUT:
+        raise node.error(f"output is {out}; the kernels allow {UNIT_OUTPUT}")
     if len(shape) < 2 or shape[-1] > MAX_CLASSES:
-        raise node.error(f"shape={shape}; allowed are (1, ..., C) with C up to {MAX_CLASSES}")
+        raise node.error(
+            f"shape={shape}; allowed are (1, ..., C) with C up to {MAX_CLASSES}, where the "
+            "kernels' shifts stay inside 32 bits; give the model fewer classes"
+        )
     # PreprocessSoftmaxScaling
     real = min(beta * source.scale * 2.0 ** (31 - INPUT_INTEGER_BITS), 2.0**31 - 1)
     if not real > 1:

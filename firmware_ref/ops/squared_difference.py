@@ -18,7 +18,7 @@ def prepare(node: Node) -> Kernel:
     out = node.affine(node.output)
     twice_larger = 2.0 * max(first.scale, second.scale)
     real = twice_larger * twice_larger / (2 ** (2 * LEFT_SHIFT) * out.scale)
-    rescale = Rescale(*node.multiplier(real), out.zero_point, INT8_MIN, INT8_MAX)
+    rescale = Rescale(*node.multiplier_below_one(real), out.zero_point, INT8_MIN, INT8_MAX)
     tables = (
         scaled_codes(first, LEFT_SHIFT, first.scale / twice_larger),
         scaled_codes(second, LEFT_SHIFT, second.scale / twice_larger),

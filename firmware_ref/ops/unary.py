@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from firmware_ref.ops.node import Affine, Node
+from firmware_ref.scheme import LOGISTIC_OUTPUT
+
+# The one output that the kernels of LOGISTIC and SOFTMAX allow: [0, 1) in steps of 1/256.
+UNIT_OUTPUT = Affine(LOGISTIC_OUTPUT.scale[0], LOGISTIC_OUTPUT.zero_point[0])
 
 
 def unary(node: Node) -> tuple[Affine, Affine]:

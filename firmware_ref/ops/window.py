@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,14 @@ import numpy as np
 
 from firmware_ref.graph import Tensor
 from firmware_ref.ops.node import Node
+
+# A few bytes of a file can ask for a kernel of billions of taps, or for as much padding. Taps of a
+# graph's windows (each costs microseconds a call); elements of one padded map; and inputs that all
+# taps of one window meet, of which those of a graph may meet so many times as much.
+MOST_TAPS = 1 << 18
+MOST_PADDED = 1 << 24
+MOST_MET = 1 << 26
+MOST_MET_TIMES = 16
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,16 @@ def offset(x: np.ndarray, zero_point: int, dtype: np.typing.DTypeLike) -> np.nda
 
 @dataclass(frozen=True)
 class Window:
-    """The window of one operator over the height (F) and width (T) of a (N, F, T, C) map."""
+    """The window of one operator over the height (F) and width (T) of a (N, F, T, C) map.
+
+    ``padded`` and ``met`` are elements an example: of the padded map, and of the inputs that all
+    taps meet together.
+    """
 
     height: Axis
     width: Axis
+    padded: int
+    met: int
 
     def pad(self, x: np.ndarray, value: int) -> np.ndarray:
         """Pad a (N, F, T, C) array on both spatial axes."""
@@ -93,8 +108,13 @@ def _sums(x: np.ndarray, number: int, axis: Axis) -> np.ndarray:
     return total
 
 
-def window(node: Node, source: Tensor, kernel: tuple[int, int], dilated: bool) -> Window:
-    """The window that an operator's options describe over ``source``, checked to fit."""
+def window(
+    node: Node, source: Tensor, kernel: tuple[int, int], dilated: bool, repeats: int = 1
+) -> Window:
+    """The window that an operator's options describe over ``source``, checked to fit.
+
+    Every channel of ``source`` is there ``repeats`` times once it is padded.
+    """
     if len(source.shape) != 4:
         raise node.error(f"input has shape={source.shape}; allowed is (1, F, T, C)")
     axes = []
@@ -102,8 +122,20 @@ def window(node: Node, source: Tensor, kernel: tuple[int, int], dilated: bool) -
         stride = node.positive(f"stride_{side}")
         dilation = node.positive(f"dilation_{side}_factor") if dilated else 1
         found = axis(size, extent, stride, dilation, node.option("padding"))
-        # A window larger than its input and padding together is never wanted, only slow.
-        if found.output < 1 or extent > size + found.before + found.after:
+        if found.output < 1:
             raise node.error(f"a kernel of {kernel} does not fit the input of {source.shape}")
         axes.append(found)
-    return Window(*axes)
+    height, width = axes
+    taps, channels = math.prod(kernel), source.shape[3] * repeats
+    sizes = zip(source.shape[1:3], axes, strict=True)
+    padded = channels * math.prod(size + found.before + found.after for size, found in sizes)
+    met = taps * height.output * width.output * channels
+    most_met = min(MOST_MET, node.share(MOST_MET_TIMES * MOST_MET))
+    if taps > node.share(MOST_TAPS) or padded > MOST_PADDED or met > most_met:
+        raise node.error(
+            f"input {source.shape} and a kernel of {kernel} are too large to run: {taps:,} taps, "
+            f"{padded:,} elements once padded, {met:,} under all taps; at most "
+            f"{node.share(MOST_TAPS):,}, {MOST_PADDED:,} and {most_met:,} are allowed, of what a "
+            "graph's operators share; give a smaller kernel"
+        )
+    return Window(height, width, padded, met)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from firmware_ref.ops.softmax import MAX_CLASSES
 from tests.firmware_ref.build import Model
 from tests.firmware_ref.parts import Case, Draw, Shape
 
@@ -25,9 +26,8 @@ def place(draw: Draw, dilated: bool) -> tuple[dict[str, int], list[int], list[in
     kernel, stride = [draw.whole(1, 5) for _ in "hw"], [draw.whole(1, 3) for _ in "hw"]
     dilation = [draw.whole(1, 2) if dilated else 1 for _ in "hw"]
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    size = [draw.whole(1 if padding == 0 and not dilated else e, e + 4) for e in extent]
-    if padding == 0 and not dilated:
-        kernel = extent = [min(pair) for pair in zip(kernel, size, strict=True)]
+    # Only padding makes room for a window larger than its map.
+    size = [draw.whole(1 if padding == 0 else e, e + 4) for e in extent]
     out = [output_size(n, e, s, padding) for n, e, s in zip(size, extent, stride, strict=True)]
     options = {"padding": padding, "fusedActivationFunction": draw.activation()}
     options |= {"strideH": stride[0], "strideW": stride[1]}
@@ -65,10 +65,13 @@ def depthwise_conv_2d(draw: Draw) -> Case:
 def fully_connected(draw: Draw) -> Case:
     """One scale for all weights is a power of two: with others tflite-runtime multiplies
     ``s_in * s_w`` in float32 and TFLM in double."""
-    model = Model()
-    length, out = draw.whole(1, 300), draw.whole(1, 20)
-    x = model.tensor("x", (1, length), *draw.grid())
-    w = draw.weights(model, (out, length), 0)
+    model, keep = Model(), draw.flag()
+    shape, out = draw.shape(size=8), draw.whole(1, 20)
+    shape = draw.one_of([shape, (1, draw.whole(1, 300))])
+    length = shape[-1] if keep else math.prod(shape)
+    x = model.tensor("x", shape, *draw.grid())
+    # Of several rows tflite-runtime computes one where there is a scale a channel.
+    w = draw.weights(model, (out, length), 0, one_scale=keep and len(shape) > 2)
     # This operator marks a bias that is left out; convolutions drop it.
     b = draw.bias(model, out) if draw.flag() else [-1]
     if b != [-1]:
@@ -77,8 +80,9 @@ def fully_connected(draw: Draw) -> Case:
         quantization = copy.copy(weights)
         quantization.scale = source.scale * weights.scale
         model.tensors[b[0]].quantization = quantization
-    y = model.tensor("y", (1, out), *draw.grid(-12, 1))
-    model.add("FULLY_CONNECTED", [x, w, *b], [y], fusedActivationFunction=draw.activation())
+    y = model.tensor("y", (*shape[:-1], out) if keep else (1, out), *draw.grid(-12, 1))
+    options = {"fusedActivationFunction": draw.activation(), "keepNumDims": keep}
+    model.add("FULLY_CONNECTED", [x, w, *b], [y], **options)
     return model, x, y
 
 
@@ -161,6 +165,8 @@ def unary(kind: str, low: float, high: float) -> Callable[[Draw], Case]:
 
     def case(draw: Draw) -> Case:
         model, shape = Model(), draw.shape(size=16)
+        if kind == "SOFTMAX" and draw.flag():
+            shape = (*shape[:-1], draw.one_of([MAX_CLASSES, draw.whole(1, MAX_CLASSES)]))
         x = model.tensor("x", shape, *draw.grid(low, high))
         fixed = kind in ("LOGISTIC", "SOFTMAX")
         y = model.tensor("y", shape, *((1 / 256, -128) if fixed else draw.grid(-8, 3)))

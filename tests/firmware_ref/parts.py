@@ -80,9 +80,9 @@ class Draw:
             return rng.integers(-reach - 1, reach + 1, shape)
         return np.full(shape, -reach - 1 if kind == "low" else reach)
 
-    def weights(self, model: Model, shape: Shape, axis: int) -> int:
+    def weights(self, model: Model, shape: Shape, axis: int, one_scale: bool = False) -> int:
         """Weights with one scale a channel or, on one occasion in three, one for all."""
-        count = shape[axis] if self.whole(0, 2) else 1
+        count = shape[axis] if not one_scale and self.whole(0, 2) else 1
         exponents = self.rng().uniform(-10, -5, count)
         # A product with a power of two is exact: see `FULLY_CONNECTED` about one scale for all.
         if self._ties or count == 1:

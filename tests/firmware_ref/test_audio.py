@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from firmware_ref.audio import is_active, read_audio, windows
+from firmware_ref import audio
+from firmware_ref.audio import LARGEST_SAMPLE, is_active, read_audio, windows
 from firmware_ref.errors import InputError
 from firmware_ref.features import FeatureDefinition
+from firmware_ref.fixed_frontend import pcm16
 
 DEFINITION = FeatureDefinition()
 RATE = DEFINITION.sample_rate_hz
@@ -154,7 +156,7 @@ def test_a_wav_from_a_pipe_need_not_know_its_size(tmp_path: Path) -> None:
 
 
 def test_a_header_that_lies_about_the_length_takes_no_memory(tmp_path: Path) -> None:
-    rate_hz, declared = 96_000, 3600 * 96_000  # 11 GB of float32 in eight channels
+    rate_hz, declared = 48_000, 3600 * 48_000  # 5.5 GB of float32 in eight channels
     path = written(tmp_path / "a.flac", np.zeros((1000, 8)), rate_hz, "PCM_16")
     data = bytearray(path.read_bytes())
     packed = int.from_bytes(data[18:26], "big")  # the low 36 bits of it count the frames
@@ -169,9 +171,28 @@ def test_a_header_that_lies_about_the_length_takes_no_memory(tmp_path: Path) -> 
     assert peak_bytes < 50e6
 
 
-def test_the_largest_finite_samples_stay_finite(tmp_path: Path) -> None:
-    found = read_audio(written(tmp_path / "a.wav", np.full((100, 2), 3e38)), RATE)
-    assert np.isfinite(found).all()
+@pytest.mark.parametrize("rate_hz", [RATE, 48_000])
+@pytest.mark.parametrize("value", [3e38, -3e38, 1.01 * LARGEST_SAMPLE])
+def test_samples_far_above_full_scale_are_refused(
+    tmp_path: Path, rate_hz: int, value: float
+) -> None:
+    """Resampled, the largest float32 would become NaN."""
+    samples = np.tile([value, -value], (3000, 1)).T.ravel()
+    message = refused(written(tmp_path / "a.wav", samples, rate_hz))
+    assert "allowed are -2^20 to 2^20" in message
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rate_hz", [RATE, 48_000])
+def test_the_loudest_samples_stay_finite(
+    tmp_path: Path, rng: np.random.Generator, rate_hz: int
+) -> None:
+    samples = np.where(rng.random((RATE, 2)) < 0.5, -LARGEST_SAMPLE, LARGEST_SAMPLE)
+    samples[:, 1] += samples[:, 0]  # what cancels in the mix may be louder in its channels
+    samples[:, 0] = -samples[:, 0]
+    found = read_audio(written(tmp_path / "a.wav", samples, rate_hz), RATE)
+    assert np.isfinite(found).all() and np.abs(found).max() > LARGEST_SAMPLE / 4
+    assert set(np.unique(pcm16(found))) >= {-(2**15), 2**15 - 1}
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
@@ -218,6 +239,18 @@ def test_more_than_an_hour_is_refused_and_an_hour_is_not(tmp_path: Path) -> None
     assert len(read_audio(path, rate_hz)) == 3600 * rate_hz
 
 
+def test_more_frames_than_an_hour_has_at_48_khz_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour at 192 kHz would take gigabytes, though its file may be small."""
+    assert audio.MOST_FRAMES == 48_000 * 3600
+    path = written(tmp_path / "a.flac", np.zeros(192_000), 192_000, "PCM_16")
+    monkeypatch.setattr(audio, "MOST_FRAMES", 192_000)
+    assert len(read_audio(path, RATE)) == RATE
+    monkeypatch.setattr(audio, "MOST_FRAMES", 191_999)
+    assert "192,000 frames at 192,000 Hz; at most 191,999" in refused(path)
+
+
 def test_too_many_channels_are_refused(tmp_path: Path) -> None:
     assert "65 channels" in refused(written(tmp_path / "a.wav", np.zeros((10, 65))))
 
@@ -261,6 +294,8 @@ def test_windows_start_a_hop_apart(rng: np.random.Generator) -> None:
     samples = rng.standard_normal(3 * RATE).astype(np.float32)
     found = windows(samples, DEFINITION, hop_samples=HALF)
     assert len(found) == 5
+    # With such a hop no remainder counts, however long.
+    assert len(windows(samples[:-1], DEFINITION, hop_samples=HALF)) == 4
     for number, window in enumerate(found):
         np.testing.assert_array_equal(window, samples[number * HALF :][:RATE])
 

@@ -145,6 +145,20 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert "thing" in str(caught.value) and path.name in str(caught.value)
 
 
+@pytest.mark.parametrize("use", ["read", "check", "write"])
+def test_a_null_byte_in_a_path_is_an_input_error(tmp_path: Path, use: str) -> None:
+    """The system takes none; a TOML string can hold one."""
+    path = tmp_path / "a\0b"
+    with pytest.raises(InputError, match="null byte") as caught:
+        if use == "read":
+            read_bytes(path, 100, "thing")
+        elif use == "check":
+            check_folder(path, "--out")
+        else:
+            write_whole(path, b"")
+    assert "\0" not in str(caught.value) and "a\\x00b" in str(caught.value)
+
+
 # Writing
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import struct
-import time
 
-import flatbuffers
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as fb
 
 from firmware_ref import graph as model_file
@@ -144,6 +142,26 @@ def parse_options(model: Model, kind: str, stored: object, x: int, y: int) -> di
     return dict(parse(model.pack([x], [y])).operators[0].options)
 
 
+# What interpreters read of the same tables, and nothing here: each of one byte, but for one that
+# the pinned wheels do not know.
+UNREAD = {
+    "ADD": {1: "Bool"},
+    "CONV_2D": {6: "Int8"},
+    "FULLY_CONNECTED": {3: "Bool", 4: "Int8", 5: "UOffsetTRelative"},
+    "SUB": {1: "Bool"},
+}
+
+
+def test_options_that_nothing_here_reads_are_of_one_byte() -> None:
+    text = inspect.getsource(fb)
+    for kind, options in schema.OPTIONS.items():
+        adders = rf"def {UNIONS[kind]}OptionsAdd\w+\(.*\):\s+builder\.Prepend(\w+)Slot\((\d+)"
+        stored = {int(slot): form for form, slot in re.findall(adders, text)}
+        known = {option.slot for option in options.fields.values()}
+        unread = {slot: form for slot, form in stored.items() if slot not in known}
+        assert known <= set(stored) and unread == UNREAD.get(kind, {})
+
+
 def test_float_custom_and_unknown_operators_are_read() -> None:
     model = Model()
     x = model.tensor("x", (1, 4), dtype="float32")
@@ -252,56 +270,8 @@ def test_refuses_another_format_or_version() -> None:
     with pytest.raises(InputError, match="identifier"):
         parse(VALID[:4] + b"TFL2" + VALID[8:])
     position = VALID.index(struct.pack("<I", 3), 8)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="schema version=4; only 3"):
         parse(VALID[:position] + struct.pack("<I", 4) + VALID[position + 4 :])
-
-
-def test_every_truncation_is_refused() -> None:
-    for length in range(len(VALID)):
-        # The builder ends in padding or names: what is cut off may be no part of the model.
-        try:
-            parse(VALID[:length])
-        except InputError as error:
-            assert "\n" not in str(error)
-        else:
-            assert length > len(VALID) - 8
-
-
-@given(st.binary(max_size=400))
-@settings(max_examples=200)
-def test_random_bytes_are_refused(data: bytes) -> None:
-    for candidate in (data, data[:4] + b"TFL3" + data[4:]):
-        with pytest.raises(InputError):
-            parse(candidate)
-
-
-def test_mutations_give_a_graph_or_an_input_error() -> None:
-    rng = np.random.default_rng(0)
-    refused = 0
-    for _ in range(5000):
-        data = bytearray(VALID)
-        for position in rng.integers(0, len(data), rng.integers(1, 4)):
-            data[position] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
-        try:
-            parse(bytes(data))
-        except InputError:
-            refused += 1
-    assert refused > 500
-
-
-def test_overlapping_vectors_cost_bounded_time() -> None:
-    """A hostile file may name one long vector from many tables."""
-    model = Model()
-    quantised = model.tensor("x", (1, 60000), [0.5] * 60000, 0, axis=1)
-    shared = model.tensors[quantised]
-    model.tensors += [shared] * 99
-    y = model.tensor("y", (1, 4), 0.5)
-    model.add("RESHAPE", [0], [y])
-    data = model.pack([0], [y])
-    started = time.monotonic()
-    with pytest.raises(InputError, match="vector elements"):
-        parse(data)
-    assert time.monotonic() - started < 5
 
 
 def test_read_names_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -311,30 +281,3 @@ def test_read_names_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
         model_file.read(path)
     with pytest.raises(InputError, match="cannot be read"):
         model_file.read(path.parent / "absent.tflite")
-
-
-def test_a_table_named_a_million_times_is_refused_at_once() -> None:
-    """Each place of a vector costs a table's check; the budget is spent before any is made."""
-    builder = flatbuffers.Builder(2**22)
-    builder.StartObject(9)
-    builder.PrependInt8Slot(1, 9, 0)
-    tensor = builder.EndObject()
-    builder.StartVector(4, 1_000_000, 4)
-    for _ in range(1_000_000):
-        builder.PrependUOffsetTRelative(tensor)
-    tensors = builder.EndVector()
-    builder.StartObject(6)
-    builder.PrependUOffsetTRelativeSlot(0, tensors, 0)
-    subgraph = builder.EndObject()
-    builder.StartVector(4, 1, 4)
-    builder.PrependUOffsetTRelative(subgraph)
-    subgraphs = builder.EndVector()
-    builder.StartObject(8)
-    builder.PrependUint32Slot(0, 3, 0)
-    builder.PrependUOffsetTRelativeSlot(2, subgraphs, 0)
-    builder.Finish(builder.EndObject(), file_identifier=b"TFL3")
-    data = bytes(builder.Output())
-    started = time.process_time()
-    with pytest.raises(InputError, match="over 200,000 tables"):
-        parse(data)
-    assert time.process_time() - started < 1

@@ -68,11 +68,27 @@ def test_logistic_is_tflm_where_the_oracles_differ(scale: float) -> None:
 
 
 def test_every_int8_value_of_rsqrt() -> None:
+    """Up to a product of 2^12 of the input scale's root and the output scale, the largest."""
     rng = np.random.default_rng(5)
-    for exponent in range(-24, 5):
-        scales = (2.0**exponent, float(np.float32(2.0 ** rng.uniform(-8, 6))))
-        data, inputs = table_of("RSQRT", scales[0], -128, (scales[1], int(rng.integers(-128, 128))))
-        assert verify(parse(data), data, inputs, list(ORACLES.values())).ok
+    scales = [
+        (2.0**exponent, float(np.float32(2.0 ** rng.uniform(-8, min(6, 12 - exponent / 2)))))
+        for exponent in range(-24, 25)
+    ]
+    for source, output in [*scales, (2.0**12, 2.0**6), (2.0**24, 1.0), (2.0**-4, 2.0**14)]:
+        data, inputs = table_of("RSQRT", source, -128, (output, int(rng.integers(-128, 128))))
+        assert verify(parse(data), data, inputs, list(ORACLES.values())).ok, (source, output)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 2.0**-11), (0.7, 2.0**-12), (2.0**-14, 2.0**-25)])
+def test_squared_differences_just_below_a_multiplier_of_one(scales: tuple[float, float]) -> None:
+    model, rng = Model(), np.random.default_rng(6)
+    x = model.tensor("x", (1, 256), scales[0], -128)
+    c = model.tensor("c", (1, 256), scales[0], 127, rng.integers(-128, 128, 256))
+    y = model.tensor("y", (1, 256), scales[1], 0)
+    model.add("SQUARED_DIFFERENCE", [x, c], [y])
+    data = model.pack([x], [y])
+    inputs = np.arange(-128, 128, dtype=np.int8)[None]
+    assert verify(parse(data), data, inputs, list(ORACLES.values())).ok
 
 
 def test_rsqrt_refuses_a_negative_number_as_the_oracles_do() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from firmware_ref import run
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Graph, Operator, Quantization, Tensor, parse
+from firmware_ref.graph import MAX_OPERATORS, Graph, Operator, Quantization, Tensor, parse
 from firmware_ref.ops.elementwise import SMALLEST_TABLED_MAP
 from firmware_ref.run import BATCH, Interpreter
 from firmware_ref.verify import random_inputs
@@ -59,13 +59,34 @@ def test_a_kernel_sees_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> 
         seen.append((len(a), len(b)))
         return a - b
 
-    step = run._in_chunks(kernel, Tensor("y", (1, 5, 6), "int8"))
+    x, y = (Tensor(name, (1, 5, 6), "int8") for name in "xy")
+    step = run._in_chunks(kernel, [x, x], y)
     a = np.arange(8 * 30, dtype=np.int8).reshape(8, 5, 6)
     assert np.array_equal(step(a, a[::-1]), a - a[::-1])
     assert seen == [(3, 3), (3, 3), (2, 2)]
-    wide = run._in_chunks(kernel, Tensor("y", (1, 500), "int8"))
+    wide = run._in_chunks(kernel, [x, x], Tensor("y", (1, 500), "int8"))
     seen.clear()
     assert wide(a, a).shape == a.shape and seen == [(1, 1)] * 8
+    monkeypatch.setattr(run, "WORKING_ELEMENTS", 60)
+    seen.clear()
+    assert run._in_chunks(kernel, [x, x], y)(a, a).shape == a.shape and seen == [(2, 2)] * 4
+
+
+def test_a_convolution_of_many_taps_takes_the_memory_of_few_examples() -> None:
+    """Its patches are 16,384 times the size of its input and of its output."""
+    model = Model()
+    x = model.tensor("x", (1, 128, 128, 1), 0.5, 0)
+    w = model.tensor("w", (1, 64, 64, 1), 0.5, 0, np.ones((1, 64, 64, 1)))
+    y = model.tensor("y", (1, 65, 65, 1), 0.5, 0)
+    model.add("CONV_2D", [x, w], [y], padding=1, strideH=1, strideW=1)
+    graph = parse(model.pack([x], [y]))
+    interpreter, inputs = Interpreter(graph), np.ones((4, 128, 128, 1), np.int8)
+    tracemalloc.start()
+    outputs = interpreter.run(inputs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (outputs == 127).all()
+    assert peak < 1.5 * 4 * 64**2 * 65**2  # of one example, in float32
 
 
 def test_run_all_ends_in_what_run_gives(model_bytes: bytes) -> None:
@@ -178,11 +199,14 @@ def test_refuses_a_graph_whose_operators_read_one_constant_too_often(
 
 
 def test_a_graph_of_thousands_of_operators_is_prepared_in_seconds() -> None:
-    """What operators precompute, thousands of times: tables of pairs, of roots, of sigmoids."""
+    """What operators precompute, as often as a file may hold them: tables of pairs, of roots, of
+    sigmoids."""
     started = time.process_time()
-    Interpreter(shared_constant(2700, SMALLEST_TABLED_MAP))
+    Interpreter(shared_constant(MAX_OPERATORS, SMALLEST_TABLED_MAP))
     for kind, output in (("RSQRT", GRID), ("LOGISTIC", Quantization((1 / 256,), (-128,)))):
-        tensors = [Tensor(f"t{number}", (1, 8), "int8", output) for number in range(9000)]
+        tensors = [
+            Tensor(f"t{number}", (1, 8), "int8", output) for number in range(MAX_OPERATORS + 1)
+        ]
         tensors[0] = Tensor("x", (1, 8), "int8", GRID)
         made = [Operator(kind, (0,), (number,)) for number in range(1, len(tensors))]
         Interpreter(Graph(tuple(tensors), tuple(made), (0,), (1,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from firmware_ref import oracle as oracles
+from firmware_ref import schema
 from firmware_ref import verify as verification
 from firmware_ref.errors import InputError
+from firmware_ref.flatbuffer import Source
 from firmware_ref.graph import Graph, Tensor, parse
 from firmware_ref.oracle import ORACLES, Oracle, session, with_all_outputs
 from firmware_ref.run import Interpreter
@@ -94,7 +97,7 @@ def test_counts_over_all_inputs() -> None:
     truth = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int8)
     ours = np.array([[1, 2, 3, 4], [5, 6, 9, 8]], np.int8)
     for number in range(2):
-        tally.compare(y, number, truth[number], ours[number])
+        tally.compare(y, number, truth[number : number + 1], ours[number : number + 1])
     result = tally.result(BOTH[0])
     assert (result.tensors, result.values, result.mismatches) == (1, 8, 1)
     assert result.first_mismatch == verification.Mismatch(
@@ -107,11 +110,15 @@ def test_another_shape_or_dtype_is_refused() -> None:
     x, y = (model.tensor(name, (1, 4), 1.0, 0) for name in ("x", "layer"))
     model.add("QUANTIZE", [x], [y])
     tally = verification._Tally(parse(model.pack([x], [y])))
-    with pytest.raises(InputError, match="'layer' is int8"):
-        tally.compare(y, 0, np.zeros(4, np.int8), np.zeros(5, np.int8))
+    # An oracle may hold a scalar where the file says (1,).
+    for theirs in (np.zeros((1, 4), np.int8), np.zeros((), np.int8), np.int8(0)):
+        with pytest.raises(InputError, match="'layer' is int8"):
+            tally.compare(y, 0, np.asarray(theirs), np.zeros((1, 5), np.int8))
+    with pytest.raises(InputError, match="'layer' is float32"):
+        tally.compare(y, 0, np.zeros((1, 5), np.float32), np.zeros((1, 5), np.int8))
 
 
-def chain() -> bytes:
+def chain(unused: np.ndarray | None = None) -> bytes:
     """Two sums in a row: tflite-runtime would write the second over the first."""
     model = Model()
     a, b, c, d = (model.tensor(name, (1, 64), 0.5, 0) for name in "abcd")
@@ -119,6 +126,8 @@ def chain() -> bytes:
     model.add("QUANTIZE", [a], [b])
     model.add("ADD", [b, one], [c])
     model.add("ADD", [c, one], [d])
+    if unused is not None:
+        model.tensor("unused", unused.shape, 0.5, 0, unused)
     return model.pack([a], [d])
 
 
@@ -136,6 +145,31 @@ def test_all_outputs_are_added_and_nothing_else() -> None:
     assert patched.outputs == (1, 2, 3)
     assert (patched.operators, patched.inputs) == (graph.operators, graph.inputs)
     assert [t.name for t in patched.tensors] == [t.name for t in graph.tensors]
+
+
+def outputs_place(data: bytes) -> int:
+    """Where the offset of the graph's outputs is stored."""
+    (subgraph,) = Source(data).root(schema.IDENTIFIER).tables(schema.MODEL_SUBGRAPHS)
+    place = subgraph.offset_position(schema.SUBGRAPH_OUTPUTS)
+    assert place is not None
+    return place
+
+
+def test_a_file_whose_outputs_lie_in_a_constant_is_not_patched() -> None:
+    """A constant's data start at the word before the offset of the outputs: its length, then."""
+    length = 1
+    for _ in range(2):  # first to learn what stands there, for the constant to be as long
+        data = bytearray(chain(np.zeros(length)))
+        place = outputs_place(data)
+        (length,) = struct.unpack_from("<I", data, place - 4)
+    assert 4 <= length < 1000
+    root = Source(bytes(data)).root(schema.IDENTIFIER)
+    field = root.tables(4)[-1].offset_position(0)
+    assert field is not None
+    struct.pack_into("<I", data, field, place - 4 - field)
+    graph = parse(bytes(data))
+    with pytest.raises(InputError, match="tables overlap; convert it again"):
+        with_all_outputs(bytes(data), graph)
 
 
 def test_another_version_of_an_oracle_is_refused(model_bytes: bytes) -> None:
