@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from firmware_ref.audio import LARGEST_SAMPLE
 from firmware_ref.errors import InputError
 from tests.train.extracting import before_each, extracted
 from tests.train.refusals import refused
@@ -129,14 +130,17 @@ def test_a_bad_impulse_response_is_named(
     assert "ir.wav'" in caught.value.reasons[2] and message in caught.value.reasons[2]
 
 
-def test_sound_near_the_limit_of_float32_never_becomes_nan(tmp_path: Path) -> None:
-    loud = noise(0, level=1) * np.float32(5e37)
-    clip = recording(wav(tmp_path / "a.wav", loud))
-    found = extracted([clip], tmp_path / "cache", Cut(dtype="float16"))
-    assert np.isfinite(found.log_mels).all()
-    through = dataclasses.replace(clip, response=wav(tmp_path / "ir.wav", np.ones(1000)))
-    with pytest.raises(BadRecordingsError, match=r"a\.wav' is too loud to compute with"):
-        extracted([through], tmp_path / "cache")
+def test_the_loudest_sound_never_becomes_nan(tmp_path: Path) -> None:
+    """Nor through a response as loud; what is louder is refused."""
+    loud = noise(0, level=1)
+    clip = recording(wav(tmp_path / "a.wav", loud * np.float32(LARGEST_SAMPLE / abs(loud).max())))
+    response = wav(tmp_path / "ir.wav", np.full(1000, LARGEST_SAMPLE))
+    for heard in (clip, dataclasses.replace(clip, response=response)):
+        found = extracted([heard], tmp_path / "cache", Cut(dtype="float16"))
+        assert np.isfinite(found.log_mels).all()
+    wav(tmp_path / "a.wav", loud * np.float32(5e37))
+    with pytest.raises(BadRecordingsError, match=r"a\.wav' holds a sample of .*; allowed are -2"):
+        extracted([clip], tmp_path / "cache")
 
 
 # Left out

@@ -29,7 +29,7 @@ LEARNED = (
     *("float.safetensors", "qat.safetensors", "teacher-1.npz", "teacher-2.npz"),
     "spectrum-correction.npz",
 )
-CHOOSING = ("float.keep=best", "qat.epochs=5", "qat.float_teacher_weight=0")
+CHOOSING = ("float.keep=best", "qat.epochs=12", "qat.float_teacher_weight=0")
 
 
 @pytest.fixture
