@@ -15,9 +15,11 @@ from firmware_ref.ops.node import Node
 # graph's windows (each costs microseconds a call); elements of one padded map; and inputs that all
 # taps of one window meet, of which those of a graph may meet so many times as much.
 MOST_TAPS = 1 << 18
+# So many may be one window's in any graph: that of a pool over a whole map, in a deep network.
+USUAL_TAPS = 1 << 12
 MOST_PADDED = 1 << 24
 MOST_MET = 1 << 26
-MOST_MET_TIMES = 16
+MOST_MET_TIMES = 64
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,12 @@ def window(
     padded = channels * math.prod(size + found.before + found.after for size, found in sizes)
     met = taps * height.output * width.output * channels
     most_met = min(MOST_MET, node.share(MOST_MET_TIMES * MOST_MET))
-    if taps > node.share(MOST_TAPS) or padded > MOST_PADDED or met > most_met:
+    most_taps = max(USUAL_TAPS, node.share(MOST_TAPS))
+    if taps > most_taps or padded > MOST_PADDED or met > most_met:
         raise node.error(
             f"input {source.shape} and a kernel of {kernel} are too large to run: {taps:,} taps, "
             f"{padded:,} elements once padded, {met:,} under all taps; at most "
-            f"{node.share(MOST_TAPS):,}, {MOST_PADDED:,} and {most_met:,} are allowed, of what a "
+            f"{most_taps:,}, {MOST_PADDED:,} and {most_met:,} are allowed, of what a "
             "graph's operators share; give a smaller kernel"
         )
     return Window(height, width, padded, met)

@@ -66,6 +66,21 @@ def test_refuses_weights_too_large_to_be_repeated(operators: int) -> None:
         prepare(graph.operators[0], graph)
 
 
+def test_a_deep_network_may_pool_a_whole_map() -> None:
+    """2,000 operators: none has a part of the taps that would do."""
+    model = Model()
+    first = before = model.tensor("x", (1, 64, 64, 1), 0.5, 0)
+    options = {"strideH": 1, "strideW": 1, "padding": 1}
+    for number in range(1999):
+        after = model.tensor(f"{number}", (1, 64, 64, 1), 0.5, 0)
+        model.add("MAX_POOL_2D", [before], [after], **options, filterHeight=1, filterWidth=1)
+        before = after
+    y = model.tensor("layer", (1, 1, 1, 1), 0.5, 0)
+    model.add("MAX_POOL_2D", [before], [y], **options, filterHeight=64, filterWidth=64)
+    graph = parse(model.pack([first], [y]))
+    prepare(graph.operators[-1], graph)
+
+
 @pytest.mark.parametrize(
     ("kind", "size", "kernel", "stride", "channels"),
     [
