@@ -197,9 +197,7 @@ def intervals(
     for total in totals:
         drawn = rng.integers(len(names), size=len(names))
         total[:] = np.bincount(drawn, minlength=len(names)) @ flat
-    tail = (100 - CONFIDENCE_PERCENT) / 2
-    figures = _figures(totals.reshape(resamples, classes + 1, 3))
-    ends = np.percentile(figures, [tail, 100 - tail], axis=0)
+    ends = _ends(_figures(totals.reshape(resamples, classes + 1, 3)))
     pairs = ((float(low), float(high)) for low, high in ends.T)
     return Intervals(*pairs, sources=len(names), resamples=resamples, seed=seed)
 
@@ -263,9 +261,14 @@ def paired_interval(
     rng, count = np.random.default_rng(seed), len(own)
     drawn = rng.integers(count, size=(resamples, count))
     difference = (own[:, 1] - other[:, 1])[drawn].sum(axis=1) / own[:, 0][drawn].sum(axis=1)
-    tail = (100 - CONFIDENCE_PERCENT) / 2
-    low, high = np.percentile(difference, [tail, 100 - tail])
+    low, high = _ends(difference)
     return float(low), float(high)
+
+
+def _ends(draws: np.ndarray) -> np.ndarray:
+    """Where the middle `CONFIDENCE_PERCENT` of each column (R, ...) begin and end, (2, ...)."""
+    tail = (100 - CONFIDENCE_PERCENT) / 2
+    return np.percentile(draws, [tail, 100 - tail], axis=0)
 
 
 def _clip_means(

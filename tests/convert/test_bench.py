@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from budgets.count import count_graph, count_network
 from convert import bench, emulate
 from convert.bench import Comparison, as_document, as_text, main
-from convert.stock import convert_stock
+from convert.stock import Equations, convert_stock
 from firmware_ref import graph as graphs
+from firmware_ref.arch import preset
 from firmware_ref.errors import CheckFailedError
 from tests.convert.bundles import conversion
 from tests.convert.members import Converted
+from train.model import ResNorm
 
 FAST = Comparison("training", "examples/s", 900.0, 300.0, "an eager loop", more_is_better=True)
 SMALL = Comparison("arena", "bytes", 1_000, 4_000, "another")
@@ -93,6 +96,14 @@ def test_an_operator_of_unknown_cost_is_named(small: Converted) -> None:
 
 
 @pytest.mark.slow
+def test_the_equations_of_the_stock_network_are_those_of_training() -> None:
+    network, x = preset("report-125k"), torch.randn(2, 3, 5, 7, generator=torch.manual_seed(0))
+    trained = ResNorm(network)(x)
+    torch.testing.assert_close(Equations(network)(x), trained)
+    nudged = replace(network, res_norm_lambda=1.001 * network.res_norm_lambda)
+    assert not torch.allclose(Equations(nudged)(x), trained)
+
+
 def test_the_stock_conversion_is_the_same_network_in_int8(small: Converted) -> None:
     """As many multiply-accumulates as it was trained with, all INT8; and it costs more."""
     here = conversion(small.checkpoint)

@@ -106,7 +106,7 @@ def test_the_rounding_is_torchs_bit_for_bit(scale: float, rng: np.random.Generat
         theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, -128, 127)
         assert torch.equal(_fake_quantize(x, scale, zero_point), theirs)
     assert _fake_quantize(torch.tensor([torch.nan]), scale, 0).isnan()
-    assert not torch.equal(_fake_quantize(x, scale * 1.001, 0), theirs)
+    assert not torch.equal(_fake_quantize(x, scale * 1.001, zero_point), theirs)
 
 
 def test_the_gradient_of_a_range_is_summed_and_weighted() -> None:
