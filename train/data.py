@@ -118,8 +118,10 @@ def gather(
 ) -> Windows:
     """Windows of recordings, clip by clip, from one or more variations of the same recordings.
 
-    With ``active_only``, those that are padding (below -60 dBFS) in the first variation are left
-    out of all, unless a recording has nothing else.
+    Each variation of a moment is the window that holds its sound, or most of it: in a recording
+    played faster it comes earlier, in one played slower the end is cut off. With ``active_only``,
+    those that are padding (below -60 dBFS) in the first variation are left out of all, unless a
+    recording has nothing else.
     """
     plain = extracted[0].entries
     count = np.array([entry.count for entry in plain])
@@ -130,10 +132,9 @@ def gather(
         silent = np.bincount(clips, active) == 0
         keep = active | silent[clips]
         clips, place = clips[keep], place[keep]
-    # (moments, variations): every variation has the windows of the first.
-    rows = np.stack(
-        [np.array([e.first for e in heard.entries])[clips] + place for heard in extracted], axis=1
-    )
+    places = [np.minimum(np.rint(place / e.speed), count[clips] - 1).astype(int) for e in extracted]
+    firsts = [np.array([entry.first for entry in heard.entries])[clips] for heard in extracted]
+    rows = np.add(firsts, places).T  # (moments, variations)
     labels = np.array([r.label for r in recordings])
     numbers = np.array([devices.index(r.device) for r in recordings])
     moments, variation = np.indices(rows.shape).reshape(2, -1)

@@ -23,7 +23,7 @@ from firmware_ref.features import FeatureDefinition, log_mel
 from train.cache import Contents, Entry, store
 from train.dataset import Recording
 from train.impulse_response import heard_through, read_response
-from train.pitch_shift import pitch_shift
+from train.pitch_shift import pitch_shift, speed
 
 # What a worker takes at once; fewer recordings than two such lots are not worth starting workers.
 LOT = 16
@@ -76,11 +76,13 @@ class Variation:
 class Extracted:
     """Windows of recordings: row ``entries[i].first`` and on of ``log_mels`` are of the i-th.
 
-    ``log_mels`` is (N, F, T), mapped from the cache.
+    ``log_mels`` is (N, F, T), mapped from the cache; ``speed`` by how much faster than recorded
+    they play, 1 where only their spectrum differs.
     """
 
     log_mels: np.ndarray
     entries: tuple[Entry, ...]
+    speed: float = 1.0
 
 
 class BadRecordingsError(InputError):
@@ -126,7 +128,8 @@ def extract(
                 elif keys[i] not in found.entries:
                     found.add(keys[i], *result)
         if not bad:
-            return Extracted(found.windows(), tuple(found.entries[key] for key in keys.values()))
+            entries = tuple(found.entries[key] for key in keys.values())
+            return Extracted(found.windows(), entries, speed(variation.semitones))
     raise BadRecordingsError(dict(sorted(bad.items())), len(recordings))
 
 

@@ -122,6 +122,31 @@ def test_variations_of_a_window_share_its_moment(tmp_path: Path) -> None:
     assert windows.log_mels(chosen).dtype == np.float16
 
 
+@pytest.mark.parametrize("semitones", [-4, 2, 4])
+def test_a_shifted_window_holds_the_sound_of_its_moment(tmp_path: Path, semitones: int) -> None:
+    """Of a sound that grows by 8 dB a second, every window is as loud as it was recorded.
+
+    The starts are 2 dB apart. Played slower, a recording loses its end; faster, it begins again in
+    the last window.
+    """
+    grown = noise(0, 5) * 10 ** (np.arange(5 * SECOND) / SECOND * 8 / 20 - 2)
+    clips = [recording(wav(tmp_path / "a.wav", grown.astype(np.float32)))]
+    source = Source(DEFINITION, tmp_path / "cache")
+    heard = [source.extract(clips, TRAIN, v) for v in (Variation(), Variation(semitones))]
+    windows = gather(clips, "A", heard, active_only=True)
+    # In bands that are full at any of these pitches; a power ratio of e is 4.34 dB.
+    level = windows.log_mels(np.arange(len(windows)))[:, 20:80].mean((1, 2), np.float64) * 4.34
+    plain, shifted = level.reshape(-1, 2).T
+    last = 16 if semitones > 0 else round(16 * 2 ** (semitones / 12))
+    assert np.diff(plain).mean() == pytest.approx(2, abs=0.1)
+    assert len(plain) == 17 and np.abs(plain - shifted)[:last].max() < 2
+    without = gather(
+        clips, "A", [dataclasses.replace(found, speed=1.0) for found in heard], active_only=True
+    )
+    away = windows.row - without.row
+    assert np.abs(away).max() >= 1 and (away[::2] == 0).all()
+
+
 def test_what_is_active_as_recorded_is_kept_in_every_variation() -> None:
     entries = (
         (Entry(0, (True, False, True)), Entry(3, (False, False))),

@@ -18,7 +18,7 @@ def silence(batch: Batch, quiet: Tensor, probability: float, generator: torch.Ge
 
     Scenes, devices and the teacher's probabilities become uniform. A recording is decided by the
     mean over its windows: one that holds nothing then favours no class, where a network that has
-    heard active windows alone calls it what it likes. Windows below -60 dBFS are never trained on
+    heard active windows alone calls it what it likes. Windows below -60 dBFS are not trained on
     with their recording's label, here neither.
     """
     if probability == 0:
