@@ -2,8 +2,9 @@
 
 The head holds activations and the scratch buffers of kernels, placed by GreedyMemoryPlanner
 (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc) within the lifetimes of
-AllocationInfoBuilder (micro_allocation_info.cc); the tail what lasts: micro_allocator.cc,
-micro_interpreter.cc, and ``Init`` and ``Prepare`` of each of kernels/.
+AllocationInfoBuilder (micro_allocation_info.cc), or where the model's metadata say
+(`firmware_ref.memory_plan`); the tail what lasts: micro_allocator.cc, micro_interpreter.cc, and
+``Init`` and ``Prepare`` of each of kernels/.
 
 The figures are a 64-bit host's (``tflm_arena.toml`` says of which version): above those of a 32-bit
 Arm, by 1.8 % in the one network measured on both. They are for TFLM's own kernels; CMSIS-NN's ask
@@ -13,10 +14,11 @@ for scratch buffers besides.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ import numpy as np
 
 from budgets.memory import BEFORE, lifetimes, tensor_bytes
 from budgets.rules import REDUCTIONS, weights_shape
+from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Tensor
+from firmware_ref.memory_plan import ONLINE, PLAN_NAME, planned_offsets
 
 SIZES_FILE = Path(__file__).with_name("tflm_arena.toml")
 ALIGNMENT = 16
@@ -33,20 +37,21 @@ ALIGNMENT = 16
 MOST_BUFFERS = 4_096
 # Kernels ask for more where they compute on other types.
 TYPES = ("int8", "int32", "float32")
-OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that give tensors their places
 
 
 @dataclass(frozen=True)
 class Arena:
     """Bytes of the arena's two ends, and of an arena that is enough, a multiple of 16.
 
-    ``total_bytes`` is more than head and tail together where the interpreter needs more while it
-    prepares kernels and plans than later, as in graphs of small maps.
+    Of the head, ``gap_bytes`` are lost: it is larger by so much than all buffers that are alive at
+    once, at most. ``total_bytes`` is more than head and tail together where the interpreter needs
+    more while it prepares kernels and plans than later, as in graphs of small maps.
     """
 
     head_bytes: int
     tail_bytes: int
     total_bytes: int
+    gap_bytes: int
 
 
 def arena(graph: Graph) -> Arena | None:
@@ -57,14 +62,14 @@ def arena(graph: Graph) -> Arena | None:
     """
     if not_planned(graph):
         return None
-    buffers = _buffers(graph)
-    head = greedy_plan_bytes(buffers)
+    buffers = head_buffers(graph)
+    head = plan_bytes(buffers, greedy_plan(buffers))
     tail = _Tail()
     preparing = _prepare(tail, graph)
     planning = _plan(tail, graph, len(buffers))
     _publish(tail, graph)
     total = _aligned(max(preparing, planning, head + tail.used))
-    return Arena(head, tail.used, total)
+    return Arena(head, tail.used, total, head - most_alive_bytes(buffers))
 
 
 def tail_by_part(graph: Graph) -> Mapping[str, int]:
@@ -83,11 +88,21 @@ def tail_by_part(graph: Graph) -> Mapping[str, int]:
 def not_planned(graph: Graph) -> tuple[str, ...]:
     """What is in the way of a plan, such as operators of unknown needs; nothing if empty."""
     reasons = set[str]().union(*(_unknown(graph, operator) for operator in graph.operators))
-    if OFFLINE_PLAN in graph.metadata:
-        reasons.add(f"metadata {OFFLINE_PLAN}")
-    if not reasons and len(_buffers(graph)) > MOST_BUFFERS:
-        reasons.add(f"more than {MOST_BUFFERS:,} buffers")
+    if not reasons:
+        reasons.update(_unplaceable(graph))
     return tuple(sorted(reasons))
+
+
+def _unplaceable(graph: Graph) -> set[str]:
+    try:
+        buffers = head_buffers(graph)
+    except InputError:
+        return {f"metadata {PLAN_NAME} that are damaged"}
+    if len(buffers) > MOST_BUFFERS:
+        return {f"more than {MOST_BUFFERS:,} buffers"}
+    if overlap(buffers, [buffer.offset for buffer in buffers]):
+        return {f"metadata {PLAN_NAME} that put two buffers in one place at once"}
+    return set()
 
 
 def _unknown(graph: Graph, operator: Operator) -> set[str]:
@@ -104,49 +119,99 @@ def _unknown(graph: Graph, operator: Operator) -> set[str]:
 
 @dataclass(frozen=True)
 class Buffer:
-    """``size`` bytes, needed from operator ``first`` to ``last``."""
+    """``size`` bytes, needed from operator ``first`` to ``last``; ``offset`` where it is fixed."""
 
     size: int
     first: int
     last: int
+    offset: int = ONLINE
 
 
-def greedy_plan_bytes(buffers: Sequence[Buffer]) -> int:
-    """The end of the last buffer as GreedyMemoryPlanner places them.
+def head_buffers(graph: Graph) -> list[Buffer]:
+    """What is placed in the head: tensors without data in their order, then scratch buffers.
 
-    The largest first, of equal ones the last; each at the lowest offset where it fits between
-    those placed before that are alive at the same time.
+    Raises `InputError` for a damaged plan in the metadata.
     """
-    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, -i))
-    placed = np.empty((4, len(buffers)), np.int64)  # begin, end, first, last; by begin
-    for count, buffer in enumerate(buffers[i] for i in order):
-        begins, ends, firsts, lasts = placed[:, :count]
-        alive = (firsts <= buffer.last) & (lasts >= buffer.first)
-        walls = begins[alive]
-        floors = np.maximum.accumulate(np.concatenate(([0], ends[alive])))
-        gaps = np.flatnonzero(walls - floors[:-1] >= buffer.size)
-        begin = int(floors[gaps[0]] if gaps.size else floors[-1])
-        place = int(np.searchsorted(begins, begin, side="right"))
-        placed[:, place + 1 : count + 1] = placed[:, place:count].copy()
-        placed[:, place] = begin, begin + buffer.size, buffer.first, buffer.last
-    return int(placed[1].max(initial=0))
+    offsets = planned_offsets(graph) or (ONLINE,) * len(graph.tensors)
+    buffers = [
+        Buffer(_aligned(tensor_bytes(graph.tensors[index])), *needed, offsets[index])
+        for index, needed in sorted(placed(graph).items())
+    ]
+    for number, operator in enumerate(graph.operators):
+        buffers += [Buffer(_aligned(size), number, number) for size in _scratch(graph, operator)]
+    return buffers
 
 
-def _buffers(graph: Graph) -> list[Buffer]:
-    """What is placed in the head: tensors without data in their order, then scratch buffers."""
+def placed(graph: Graph) -> dict[int, tuple[int, int]]:
+    """The tensors that TFLM places in the head, and from which operator to which it keeps them."""
     needed = dict(lifetimes(graph))
     read = set[int]().union(*(operator.inputs for operator in graph.operators))
     for index, tensor in enumerate(graph.tensors):
         # What nothing writes and nothing reads is placed all the same, beside nothing else.
         if index not in needed and index not in read and tensor.data is None:
             needed[index] = BEFORE - 1, BEFORE - 1
-    buffers = [
-        Buffer(_aligned(tensor_bytes(graph.tensors[index])), *needed[index])
-        for index in sorted(needed)
-    ]
-    for number, operator in enumerate(graph.operators):
-        buffers += [Buffer(_aligned(size), number, number) for size in _scratch(graph, operator)]
-    return buffers
+    return needed
+
+
+def greedy_plan(buffers: Sequence[Buffer]) -> list[int]:
+    """The offset of each buffer as GreedyMemoryPlanner places them.
+
+    The fixed ones first; then the largest first, of equal ones the last.
+    """
+    order = range(len(buffers))
+    fixed = [i for i in order if buffers[i].offset != ONLINE]
+    free = sorted(set(order).difference(fixed), key=lambda i: (-buffers[i].size, -i))
+    return place(buffers, [*fixed, *free])
+
+
+def place(buffers: Sequence[Buffer], order: Iterable[int]) -> list[int]:
+    """The offset of each buffer, placed in ``order``, which names each once.
+
+    Each goes to its own offset, or to the lowest where it fits between those placed before that
+    are alive at the same time.
+    """
+    offsets = [0] * len(buffers)
+    walls = np.empty((4, len(buffers)), np.int64)  # begin, end, first, last; by begin
+    for count, i in enumerate(order):
+        buffer = buffers[i]
+        begins, ends, firsts, lasts = walls[:, :count]
+        begin = buffer.offset
+        if begin == ONLINE:
+            alive = (firsts <= buffer.last) & (lasts >= buffer.first)
+            floors = np.maximum.accumulate(np.concatenate(([0], ends[alive])))
+            gaps = np.flatnonzero(begins[alive] - floors[:-1] >= buffer.size)
+            begin = int(floors[gaps[0]] if gaps.size else floors[-1])
+        position = int(np.searchsorted(begins, begin, side="right"))
+        walls[:, position + 1 : count + 1] = walls[:, position:count].copy()
+        walls[:, position] = begin, begin + buffer.size, buffer.first, buffer.last
+        offsets[i] = begin
+    return offsets
+
+
+def plan_bytes(buffers: Sequence[Buffer], offsets: Sequence[int]) -> int:
+    """The end of the last buffer; 0 where there is none."""
+    return max((o + b.size for o, b in zip(offsets, buffers, strict=True)), default=0)
+
+
+def most_alive_bytes(buffers: Sequence[Buffer]) -> int:
+    """Bytes of the buffers alive at once, at most: no plan is smaller."""
+    changes = Counter[int]()
+    for buffer in buffers:
+        changes[buffer.first] += buffer.size
+        changes[buffer.last + 1] -= buffer.size
+    return max(itertools.accumulate(changes[time] for time in sorted(changes)), default=0)
+
+
+def overlap(buffers: Sequence[Buffer], offsets: Sequence[int]) -> bool:
+    """Whether two buffers with an offset share a byte while both are alive."""
+    rows = [(o, o + b.size, b.first, b.last) for o, b in zip(offsets, buffers, strict=True)]
+    begin, end, first, last = np.array([row for row in rows if row[0] != ONLINE] or [(0,) * 4]).T
+    for i in range(len(begin)):
+        later = slice(i + 1, None)
+        shared = (begin[later] < end[i]) & (end[later] > begin[i])
+        if (shared & (first[later] <= last[i]) & (last[later] >= first[i])).any():
+            return True
+    return False
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -74,15 +75,25 @@ def load_baseline(path: str | Path) -> Mapping[str, Subject]:
         raise InputError(f"{what}: {error}; {MAKE}") from None
 
 
-def subject_of(baseline: Mapping[str, Subject], count: Count, path: str) -> Subject:
-    """What the baseline says of ``count``; an `InputError` where it says nothing."""
-    if count.name not in baseline:
+def subject_of(
+    baseline: Mapping[str, Subject], count: Count, path: str, only: bool
+) -> tuple[str, Subject]:
+    """What the baseline at ``path`` says of ``count``, and under which name.
+
+    Paths are compared normalised. An ``only`` subject of a run is compared with the only one of the
+    baseline whatever their names; an `InputError` where nothing is found.
+    """
+    names = {os.path.normpath(name): name for name in baseline}
+    if only and len(baseline) == 1:
+        (name,) = baseline
+    elif os.path.normpath(count.name) in names:
+        name = names[os.path.normpath(count.name)]
+    else:
         known = ", ".join(repr(name)[:80] for name in list(baseline)[:5]) or "none"
         raise InputError(
-            f"baseline {path!r} is stale: it has no subject {count.name!r:.80}, only {known}; "
-            f"{MAKE}"
+            f"baseline {path!r} has no subject {count.name!r:.80}, only {known}; {MAKE}"
         )
-    return baseline[count.name]
+    return name, baseline[name]
 
 
 def changes(count: Count, before: Subject) -> list[Change]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from budgets.lines import printable
+from budgets.names import shortened
 
 WIDTH = 320.0
 # How many layers have a bar of their own; a phone shows no more at once.
@@ -179,11 +180,8 @@ def _brief(value: int) -> str:
 
 
 def _shortened(name: str, room: float) -> str:
-    """``name`` in so many units, without its middle: both ends tell layers apart."""
-    most = max(int(room / _CHARACTER), 3)
-    if len(name) <= most:
-        return name
-    return f"{name[: most // 2]}…{name[len(name) - (most - most // 2 - 1) :]}"
+    """``name`` in so many units."""
+    return shortened(name, max(int(room / _CHARACTER), 3), "…")
 
 
 def _svg(height: float, says: str, drawn: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from firmware_ref.arch import Network
 from firmware_ref.errors import CheckFailedError, InputError
 
 NAMES_SHOWN = 5
+GROWTH = "growth of "  # what the name of a limit on a figure's growth begins with
 # A hostile file may have five thousand layers, and limits two hundred patterns that match them all.
 MOST_LAYER_VIOLATIONS = 2_000
 
@@ -100,7 +101,7 @@ def unchecked(count: Count, limits: Limits) -> list[str]:
 
 def growth_of(figure: str) -> str:
     """The name of the limit on a figure's growth."""
-    return f"growth of {figure}"
+    return f"{GROWTH}{figure}"
 
 
 def refuse_unused(limits: Limits, counts: Sequence[Count]) -> None:

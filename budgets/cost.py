@@ -1,7 +1,8 @@
 """What a flatbuffer costs on a microcontroller: instructions, estimated operator by operator.
 
 An estimate from unit costs (``device_costs.toml``), not a measurement: the units were fitted to one
-measured network, whose total they give back within 2 % (tests/budgets/test_cost.py).
+measured network, whose total they give back within 2 % (tests/budgets/test_cost.py). Operators that
+it does not have count with upper bounds.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ COSTS_FILE = Path(__file__).with_name("device_costs.toml")
 class Core:
     """A processor: its ``column`` of unit costs, and what is known of it.
 
-    ``error_percent`` is how far the estimate of the measured network is off at most;
-    ``cycles_per_instruction`` an assumption.
+    ``error_percent`` is how far the estimate of the measured network is off at most; None on a core
+    that was not measured, with the instructions of ``same_as``. ``cycles_per_instruction`` is an
+    assumption.
     """
 
     column: int
-    error_percent: float
     cycles_per_instruction: float
+    error_percent: float | None = None
+    same_as: str | None = None
 
     def milliseconds(self, instructions: int, clock_mhz: float) -> float:
         """Time of so many instructions at a clock."""
@@ -45,19 +48,23 @@ def cores() -> Mapping[str, Core]:
 
 @dataclass(frozen=True)
 class BundleBytes:
-    """What a bundle for TFLite Micro takes besides flatbuffer and arena, measured."""
+    """What a bundle for TFLite Micro takes besides flatbuffer and arena, measured.
+
+    ``arena_margin_bytes`` make an arena that is enough for TFLM's own kernels enough for others.
+    """
 
     runtime_flash_bytes: int
     frontend_flash_bytes: int
     frontend_ram_bytes: int
+    arena_margin_bytes: int
 
     def flash(self, flatbuffer_bytes: int) -> int:
         """Of the whole bundle."""
         return flatbuffer_bytes + self.runtime_flash_bytes + self.frontend_flash_bytes
 
     def ram(self, arena_bytes: int) -> int:
-        """Of the whole bundle, without the stack."""
-        return arena_bytes + self.frontend_ram_bytes
+        """Of the whole bundle, without the stack; ``arena_bytes`` without the margin."""
+        return arena_bytes + self.arena_margin_bytes + self.frontend_ram_bytes
 
 
 @functools.cache
@@ -85,7 +92,7 @@ def instructions(
     amounts = {
         "mac": multiply_accumulates,
         "input": math.prod(shapes[0]) if shapes else 0,
-        "output": math.prod(output),
+        "output": sum(math.prod(graph.tensors[index].shape) for index in operator.outputs),
         "im2col": _im2col_elements(graph, operator, output),
     }
     return {

@@ -42,6 +42,7 @@ from budgets import cost, rules
 from budgets.arena import Arena, arena, not_planned
 from budgets.deployed import deployed_graph
 from budgets.memory import live_activations, tensor_bytes
+from budgets.names import layer_names
 from budgets.receptive import Field, receptive_fields, sound_milliseconds
 from firmware_ref.arch import Network, layers
 from firmware_ref.graph import Graph, Operator, Tensor
@@ -95,9 +96,10 @@ class Count:
     """What one subject costs; ``kind`` is ``network``, ``preset``, ``checkpoint`` or ``tflite``.
 
     ``sizes`` gives bytes of a flatbuffer's constants at each use, and of the ``file`` where there
-    is one, by part in ``parts``. ``peak_bytes`` are the activations alive at once, at most, in
-    ``peak_layer``; ``arena`` is TFLM's. ``instructions`` sums the layers' estimates by core;
-    ``not_costed`` names the kinds of operators left out, ``not_planned`` why there is no arena.
+    is one, by part in ``parts``; ``sha256`` is the file's. No two of its ``layers`` share a name.
+    ``peak_bytes`` are the activations alive at once, at most, in ``peak_layer``; ``arena`` is
+    TFLM's. ``instructions`` sums the layers' estimates by core; ``not_costed`` names the kinds of
+    operators left out, ``not_planned`` why there is no arena.
     ``not_int8`` and ``not_counted`` name tensors and operators that break the rules of
     `budgets.check.check`. A network has none of these itself, its ``deployed`` graph has.
     """
@@ -108,6 +110,7 @@ class Count:
     conventions: Mapping[str, Total]
     sizes: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
+    sha256: str | None = None
     peak_bytes: int = 0
     peak_layer: str = ""
     arena: Arena | None = None
@@ -127,6 +130,11 @@ class Count:
     def macs(self) -> int:
         """Multiply-accumulates in the plain convention."""
         return self.conventions["plain"].macs
+
+    @property
+    def hears_features(self) -> bool:
+        """Whether a device graph reads our features, so that its fields are milliseconds too."""
+        return any(row.receptive_ms is not None for row in self.layers)
 
     @property
     def on_device(self) -> Count:
@@ -171,8 +179,9 @@ def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count
         rules.refuse_incomplete(graph, operator)
     live = live_activations(graph)
     fields = receptive_fields(graph)
+    names = layer_names(graph)
     rows = tuple(
-        _row(graph, operator, live.bytes_by_operator[place], fields[place])
+        _row(graph, operator, names[place], live.bytes_by_operator[place], fields[place])
         for place, operator in enumerate(graph.operators)
     )
     nessi = Total(
@@ -199,11 +208,15 @@ def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count
         },
         not_costed=tuple(sorted({row.op for row in rows if not row.instructions})),
         not_planned=not_planned(graph),
-        not_int8=tuple(f"{t.name}: {t.dtype}" for t in graph.tensors if not _is_int8(t)),
+        not_int8=tuple(
+            f"{tensor.name.strip() or f'tensor {index}'}: {tensor.dtype}"
+            for index, tensor in enumerate(graph.tensors)
+            if not _is_int8(tensor)
+        ),
         not_counted=tuple(
-            f"{graph.name(operator)}: {operator.kind}"
-            for operator in graph.operators
-            if operator.kind not in rules.WEIGHTED and operator.kind not in rules.FREE
+            f"{row.name}: {row.op}"
+            for row in rows
+            if row.op not in rules.WEIGHTED and row.op not in rules.FREE
         ),
     )
 
@@ -211,10 +224,13 @@ def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count
 def bytes_by_part(graph: Graph, file_bytes: int) -> dict[str, int]:
     """Where the bytes of a compact flatbuffer go; equal vectors of scales are stored once.
 
-    ``weights`` are int8 constants, ``integers`` int32 ones (biases, shapes), ``quantization`` the
-    scales (4 bytes each) and zero points (8), ``graph`` all the rest: tables, names, alignment.
+    A buffer that several tensors share counts once. ``weights`` are int8 constants, ``integers``
+    int32 ones (biases, shapes), ``quantization`` the scales (4 bytes each) and zero points (8),
+    ``graph`` all the rest: tables, names, alignment.
     """
-    constants = [t.data for t in graph.tensors if t.data is not None]
+    held = [tensor.data for tensor in graph.tensors if tensor.data is not None]
+    # Data are views of the file: those of one buffer begin at one address.
+    constants = {data.ctypes.data: data for data in held}.values()
     grids = [t.quantization for t in graph.tensors if t.quantization]
     parts = {
         "weights": sum(data.nbytes for data in constants if data.dtype == "int8"),
@@ -230,14 +246,14 @@ def _plain(rows: tuple[LayerCount, ...]) -> Total:
     return Total(sum(row.parameters for row in rows), sum(row.macs for row in rows))
 
 
-def _row(graph: Graph, operator: Operator, live_bytes: int, seen: Field) -> LayerCount:
+def _row(graph: Graph, operator: Operator, name: str, live_bytes: int, seen: Field) -> LayerCount:
     macs = rules.plain_macs(graph, operator)
     output = graph.tensors[operator.outputs[0]]
     learned = list(rules.learned(graph, operator))
     weights = sum(data.nbytes for role, data in learned if role == "weights")
     biases = sum(data.nbytes for role, data in learned if role == "biases")
     return LayerCount(
-        name=graph.name(operator),
+        name=name,
         op=operator.kind,
         output_shape=output.shape,
         parameters=sum(data.size for _, data in learned),

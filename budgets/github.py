@@ -24,9 +24,12 @@ def workflow_commands(verdicts: Sequence[Verdict]) -> str:
         for verdict in verdicts
         for violation in verdict.violations
     ]
-    if not lines:
-        lines = [f"::notice title=Budget::{len(verdicts)} within every limit"]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines) or notice(f"{len(verdicts)} within every limit")
+
+
+def notice(text: str) -> str:
+    """A workflow command that says a printable ``text``."""
+    return f"::notice title=Budget::{_data(text)}\n"
 
 
 def append_summary(markdown: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from budgets.figures import INSTRUCTIONS, LAYER_FIGURES, MODEL_FIGURES, instruction_figures
+from budgets.names import shortened
 from firmware_ref.errors import InputError
 from firmware_ref.toml import read_toml
 
@@ -17,7 +19,7 @@ LARGEST_LIMIT = 10**12
 LARGEST_GROWTH_PERCENT = 1000.0
 LONGEST_PATTERN = 200
 MOST_PATTERNS = 200
-REQUIRED = ("parameters", "multiply_accumulates")
+REASON_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,17 @@ class Limits:
 
 
 def load_limits(path: str | Path | None = None) -> Limits:
-    """The limits of a TOML file, by default `DEFAULT_FILE`; unknown or missing keys are refused."""
+    """The limits of a TOML file, by default `DEFAULT_FILE`; refused with unknown keys or none."""
     path = DEFAULT_FILE if path is None else Path(path)
     try:
         tables = read_toml(path, "limits file")
-    except (ValueError, RecursionError):
-        # Not UTF-8, not TOML, nested too deep, or a number too long to print.
+    except (ValueError, RecursionError) as error:
+        # Not UTF-8, not TOML (which is said where), nested too deep, or a number too long to print.
+        where = isinstance(error, tomllib.TOMLDecodeError)
+        reason = f": {shortened(str(error), REASON_CHARACTERS)}" if where else ""
         raise InputError(
-            f"limits file {str(path)!r} is not readable TOML; {DEFAULT_FILE.name} of the package "
-            "shows the form"
+            f"limits file {str(path)!r} is not readable TOML{reason}; {DEFAULT_FILE.name} of the "
+            "package shows the form"
         ) from None
     try:
         return parse_limits(tables)
@@ -72,17 +76,15 @@ def load_limits(path: str | Path | None = None) -> Limits:
 def parse_limits(tables: Mapping[str, Any]) -> Limits:
     """Limits given as nested mappings, checked."""
     _refuse_unknown("table", tables, ("model", "layers", "growth_percent"))
-    if "model" not in tables:
-        raise InputError(f"table 'model' is missing; it holds at least {', '.join(REQUIRED)}")
-    model = _flat(_table("model", tables["model"]), MODEL_FIGURES)
-    if missing := [name for name in REQUIRED if name not in model]:
-        raise InputError(f"key {missing[0]!r} is missing; give {', '.join(REQUIRED)}")
+    model = _flat(_table("model", tables.get("model", {})), MODEL_FIGURES)
     growth = _flat(_table("growth_percent", tables.get("growth_percent", {})), MODEL_FIGURES)
     layers = tables.get("layers", [])
     if not isinstance(layers, list) or len(layers) > MOST_PATTERNS:
         raise InputError(
             f"layers must be at most {MOST_PATTERNS} tables, each written [[layers]] with a pattern"
         )
+    if not (model or layers or growth):
+        raise InputError("nothing is limited; give for instance [model] with parameters = 128_000")
     return Limits(
         {name: _whole(name, value) for name, value in model.items()},
         tuple(_layer_limit(_table("layers", item)) for item in layers),

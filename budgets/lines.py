@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from budgets import cost
 from budgets.baseline import Change
-from budgets.check import Violation
+from budgets.check import GROWTH, Violation
 from budgets.count import CONVENTIONS, Count, LayerCount
 from budgets.figures import INSTRUCTIONS, model_figures
 from budgets.limits import Limits
+from budgets.names import shortened
 from budgets.verdict import Verdict
 from firmware_ref.errors import without_commands
 
@@ -111,8 +112,7 @@ def printable(text: str) -> str:
     """``text`` without control or non-ASCII characters, shortened: safe for a terminal or log."""
     if not (text.isascii() and text.isprintable()):
         text = ascii(text)[1:-1]
-    text = without_commands(text)
-    return text if len(text) <= NAME_CHARACTERS else text[: NAME_CHARACTERS - 3] + "..."
+    return shortened(without_commands(text), NAME_CHARACTERS)
 
 
 def shape_text(shape: Iterable[int]) -> str:
@@ -137,7 +137,7 @@ def total_lines(count: Count, clock_mhz: float) -> list[str]:
     if device.parts:
         parts = ", ".join(f"{what} {size:,}" for what, size in device.parts.items())
         lines.append(f"bytes of the file by part: {parts}")
-    if device.peak_layer:
+    if device.layers:
         lines.append(
             f"activations at once: at most {device.peak_bytes:,} bytes, in "
             f"{printable(device.peak_layer)}"
@@ -150,16 +150,19 @@ def _arena_lines(device: Count) -> list[str]:
         reasons = ", ".join(printable(reason) for reason in device.not_planned)
         return [f"TFLM arena: not planned for {reasons}"] if reasons else []
     arena = device.arena
+    lost = f", {arena.gap_bytes:,} lost in gaps" if arena.gap_bytes else ""
     lines = [
-        f"TFLM arena, planned: {arena.total_bytes:,} bytes, {arena.head_bytes:,} of them scratch "
-        f"(activations, buffers of kernels), {arena.tail_bytes:,} persistent"
+        f"TFLM arena, planned for TFLM's own kernels: {arena.total_bytes:,} bytes, "
+        f"{arena.head_bytes:,} of them scratch (activations, buffers of kernels{lost}), "
+        f"{arena.tail_bytes:,} persistent"
     ]
-    if "file" in device.sizes:
+    if "file" in device.sizes and device.hears_features:
         whole = cost.bundle_bytes()
         lines.append(
             f"whole bundle on TFLM: flash about {whole.flash(device.sizes['file']):,} bytes "
             f"with {whole.runtime_flash_bytes:,} of code and {whole.frontend_flash_bytes:,} of the "
             f"front end, RAM about {whole.ram(arena.total_bytes):,} with "
+            f"{whole.arena_margin_bytes:,} more of arena, for other kernels than TFLM's own, and "
             f"{whole.frontend_ram_bytes:,} of the front end, without the stack"
         )
     return lines
@@ -172,13 +175,23 @@ def _cost_lines(device: Count, clock_mhz: float) -> list[str]:
     lines = [f"estimated for TFLM with CMSIS-NN{_without(device)}; time at {clock_mhz:g} MHz:"]
     for name, core in cost.cores().items():
         count = device.instructions[name]
+        error = error_text(core, " off on the network they are fitted to")
         lines.append(
-            f"  {name:<11} {count / 1e6:6.1f} M instructions (up to {core.error_percent:g} % off "
-            "on the network they are fitted to), about "
+            f"  {name:<11} {count / 1e6:6.1f} M instructions ({error}), about "
             f"{core.milliseconds(count, clock_mhz):,.0f} ms if one takes "
             f"{core.cycles_per_instruction:g} cycles"
         )
     return lines
+
+
+def error_text(core: cost.Core, of: str = "") -> str:
+    """How far the estimate of a core's instructions may be off, ``of`` what, where it was measured.
+
+    For instance ``up to 2 %`` and ``not measured, as cortex-m4``.
+    """
+    if core.error_percent is None:
+        return f"not measured, as {core.same_as}"
+    return f"up to {core.error_percent:g} %{of}"
 
 
 def _without(device: Count) -> str:
@@ -205,9 +218,23 @@ def other_lines(verdict: Verdict, limits: Limits) -> list[str]:
 
 
 def unchecked_lines(verdict: Verdict) -> list[str]:
-    """A line that names the limits without a figure here."""
-    names = ", ".join(verdict.unchecked)
-    return [f"not checked, not known of a {verdict.count.kind}: {names}"] if names else []
+    """Lines that name the limits without a figure here, and those of growth without a baseline."""
+    names = verdict.unchecked
+    growth = [n for n in names if verdict.baseline is None and n.startswith(GROWTH)]
+    unknown = [n for n in names if n not in growth]
+    reasons = {f"not known of a {verdict.count.kind}": unknown, "without a baseline": growth}
+    return [f"not checked, {why}: {', '.join(found)}" for why, found in reasons.items() if found]
+
+
+def changes_heading(verdict: Verdict, named: Callable[[str], str] = printable) -> str:
+    """For instance ``changed since the baseline``; empty where there is none to compare with.
+
+    A baseline of another name is given, as ``named`` writes it.
+    """
+    if verdict.baseline is None:
+        return ""
+    other = "" if verdict.baseline == verdict.count.name else f" of {named(verdict.baseline)}"
+    return f"{'changed' if verdict.changes else 'nothing changed'} since the baseline{other}"
 
 
 def change_line(change: Change) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from budgets.limits import Limits
 from budgets.lines import (
     change_line,
+    changes_heading,
     label,
     printable,
     shares,
@@ -38,12 +39,9 @@ def as_markdown(verdicts: Sequence[Verdict], limits: Limits, clock_mhz: float) -
 
 def _subjects(verdicts: Sequence[Verdict], limits: Limits) -> list[str]:
     figures = list(limits.model)
-    lines = [
-        "### Budgets",
-        "",
-        "| subject | " + " | ".join(f"{label(f)} | of limit" for f in figures) + " | |",
-        "|---|" + "--:|--:|" * len(figures) + "---|",
-    ]
+    heading = ["subject", *(cell for f in figures for cell in (label(f), "of limit")), ""]
+    lines = ["### Budgets", "", f"| {' | '.join(heading)} |"]
+    lines.append("|---|" + "--:|--:|" * len(figures) + "---|")
     for verdict in verdicts:
         known = {s.figure: s for s in shares(verdict.count, limits)}
         used = [
@@ -51,9 +49,9 @@ def _subjects(verdicts: Sequence[Verdict], limits: Limits) -> list[str]:
             for f in figures
         ]
         word = "**over**" if verdict.violations else "within"
-        lines.append(f"| {_code(verdict.count.name)} | {' | '.join(used)} | {word} |")
+        lines.append(f"| {' | '.join([_code(verdict.count.name), *used, word])} |")
     most = ", ".join(f"{limits.model[figure]:,} {label(figure)}" for figure in figures)
-    lines += ["", f"Limits: {most}.", ""]
+    lines += ["", *([f"Limits: {most}.", ""] if figures else [])]
     lines += [f"- {_span(line)}" for v in verdicts for line in map(violation_line, v.violations)]
     for verdict in verdicts:
         lines += _changes(verdict)
@@ -61,12 +59,13 @@ def _subjects(verdicts: Sequence[Verdict], limits: Limits) -> list[str]:
 
 
 def _changes(verdict: Verdict) -> list[str]:
+    heading = changes_heading(verdict, _code)
     if not verdict.changes:
-        return []
+        return ["", f"{_code(verdict.count.name)}: {heading}."] if heading else []
     more = len(verdict.changes) - CHANGES_SHOWN
     return [
         "",
-        f"{_code(verdict.count.name)} since the baseline:",
+        f"{_code(verdict.count.name)}: {heading}:",
         "",
         *(f"- {_span(change_line(change))}" for change in verdict.changes[:CHANGES_SHOWN]),
         *([f"- and {more:,} more"] if more > 0 else []),

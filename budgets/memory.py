@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgets.names import layer_names
 from firmware_ref.graph import Graph, Tensor
 
 BEFORE = -1  # the place in the order of operators at which the graph's inputs are written
@@ -22,8 +23,8 @@ BEFORE = -1  # the place in the order of operators at which the graph's inputs a
 class LiveActivations:
     """Bytes alive while each operator runs: what it reads and writes, and what is needed later.
 
-    ``peak_bytes`` is the most of them, ``peak_layer`` the first layer at which it is reached; 0 and
-    an empty name in a graph without operators.
+    ``peak_bytes`` is the most of them, ``peak_layer`` the first layer at which it is reached, as
+    `layer_names` calls it; 0 and an empty name in a graph without operators.
     """
 
     bytes_by_operator: tuple[int, ...]
@@ -48,7 +49,7 @@ def live_activations(graph: Graph) -> LiveActivations:
     if not alive:
         return LiveActivations((), 0, "")
     peak = max(alive)
-    return LiveActivations(alive, peak, graph.name(graph.operators[alive.index(peak)]))
+    return LiveActivations(alive, peak, layer_names(graph)[alive.index(peak)])
 
 
 def lifetimes(graph: Graph) -> Mapping[int, tuple[int, int]]:

@@ -14,6 +14,8 @@ from budgets.lines import (
     FIRST_CORE,
     Share,
     change_line,
+    changes_heading,
+    error_text,
     label,
     other_lines,
     rows,
@@ -138,7 +140,7 @@ def _subject(place: int, verdict: Verdict, limits: Limits, clock_mhz: float) -> 
         f'<section id="subject-{place}">',
         f"<h2>{markup(count.name)} <small>{escape(count.kind)}</small> {_badge(verdict)}</h2>",
         _card("Limits", _limits(verdict, limits)),
-        _card("Changed since the baseline", _lines(list(map(change_line, verdict.changes)))),
+        _changes(verdict),
         _card("Figures without a limit", _figures(count, limits)),
         _charts(count, limits, clock_mhz),
         _layers(verdict),
@@ -191,6 +193,14 @@ def _lines(lines: Sequence[str], style: str = "") -> str:
         folded.append(f"and {len(lines) - LINES_LISTED:,} more")
     summary = f"<summary>{len(lines) - LINES_SHOWN:,} more</summary>"
     return f"{text}<details>{summary}<ul{style}>{_items(folded)}</ul></details>"
+
+
+def _changes(verdict: Verdict) -> str:
+    heading = changes_heading(verdict)
+    if not heading:
+        return ""
+    lines = _lines(list(map(change_line, verdict.changes)))
+    return _card(escape(heading[0].upper() + heading[1:]), lines or "<p>No figure differs.</p>")
 
 
 def _figures(count: Count, limits: Limits) -> str:
@@ -249,7 +259,7 @@ def _cores(device: Count, clock_mhz: float) -> str:
         core = cost.cores()[name]
         lines.append(
             f'<tr><th scope="row">{escape(name)}</th><td>{instructions:,}</td>'
-            f"<td>{core.error_percent:g} %</td>"
+            f"<td>{error_text(core)}</td>"
             f"<td>{core.milliseconds(instructions, clock_mhz):,.0f} ms</td></tr>"
         )
     return (

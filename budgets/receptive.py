@@ -11,7 +11,7 @@ from firmware_ref.graph import Graph, Operator
 
 BANDS, FRAMES = 1, 2  # axes of an (N, F, T, C) map
 # What takes a part of a map: one value of it is one value of the input.
-SELECTIONS = ("SLICE", "SPLIT", "STRIDED_SLICE")
+SELECTIONS = ("GATHER", "SLICE", "SPLIT", "SPLIT_V", "STRIDED_SLICE", "UNPACK")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def receptive_fields(graph: Graph) -> list[Field]:
     Along each axis it is that of the operands that extend along it. What is the same for all
     frames or bands, such as the statistics of a normalisation or a mean over frequency, comes from
     the whole axis, and would hide what the convolutions see. Operators that move axes are taken to
-    leave them in place. Raises `InputError` for a convolution without weights.
+    leave them in place, and after one that enlarges a map the fields are upper bounds. Raises
+    `InputError` for a convolution without weights.
     """
     whole = _sizes(graph.tensors[graph.inputs[0]].shape) if graph.inputs else (1, 1)
     fields = [Field(1, 1)] * len(graph.tensors)
@@ -50,10 +51,12 @@ def receptive_fields(graph: Graph) -> list[Field]:
 def sound_milliseconds(field: Field, input_shape: Sequence[int]) -> float | None:
     """How much sound the frames of a field are made of, deltas included; at most the clip.
 
-    None where the graph's input is not the features' (1, mel_bands, frames, C).
+    None where the graph's input is not the features' (1, mel_bands, frames, C), C being 3 with
+    deltas or 1 without.
     """
     definition = FeatureDefinition()
-    if tuple(input_shape[:3]) != (1, definition.mel_bands, definition.frames):
+    features = (1, definition.mel_bands, definition.frames)
+    if tuple(input_shape) not in ((*features, 1), (*features, 3)):
         return None
     frames = field.frames + (4 * DELTA_REACH_FRAMES if input_shape[3:] == (3,) else 0)
     samples = (frames - 1) * definition.hop_samples + definition.window_samples
@@ -77,6 +80,8 @@ def _field(
         extent = max((fields[i].extent[axis] for i in along), default=1)
         stride = max((fields[i].stride[axis] for i in along), default=1)
         taps, step = _window(graph, operator, axis)
+        if operator.kind == "RESIZE_NEAREST_NEIGHBOR":
+            step = -(-max(sizes, default=1) // size)
         if size == 1 and operator.kind not in (*CONVOLUTIONS, *POOLS, *SELECTIONS):
             taps = max(sizes, default=1)  # one value of the whole axis
         extent += (taps - 1) * stride

@@ -21,8 +21,9 @@ ELEMENTWISE = (
     "PRELU", "QUANTIZE", "RELU", "RELU6", "RSQRT", "SOFTMAX", "SQUARED_DIFFERENCE", "SUB", "TANH",
 )
 COPIES = (
-    "BROADCAST_TO", "CONCATENATION", "EXPAND_DIMS", "PAD", "PADV2", "RESHAPE", "SLICE", "SPLIT",
-    "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE",
+    "BROADCAST_TO", "CONCATENATION", "EXPAND_DIMS", "GATHER", "PACK", "PAD", "PADV2", "RESHAPE",
+    "RESIZE_NEAREST_NEIGHBOR", "SLICE", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE",
+    "UNPACK",
 )
 # fmt: on
 # Operators without multiply-accumulates in the plain convention. A list of what is allowed, so

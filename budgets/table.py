@@ -10,6 +10,7 @@ from budgets.lines import (
     FIRST_CORE,
     Row,
     change_line,
+    changes_heading,
     other_lines,
     printable,
     rows,
@@ -66,8 +67,8 @@ def _table(verdict: Verdict, limits: Limits, clock_mhz: float, colour: bool) -> 
     out += [paint(GREEN if s.holds else RED, s.line) for s in shares(count, limits)]
     out += [paint(RED, line) for line in other_lines(verdict, limits)]
     out += [*unchecked_lines(verdict), *total_lines(count, clock_mhz)]
-    if verdict.changes:
-        out += ["", paint(BOLD, "changed since the baseline:")]
+    if heading := changes_heading(verdict):
+        out += ["", paint(BOLD, f"{heading}:" if verdict.changes else heading)]
         out += [f"  {change_line(change)}" for change in verdict.changes]
     return "\n".join([*out, ""])
 

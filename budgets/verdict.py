@@ -11,9 +11,13 @@ from budgets.count import Count
 
 @dataclass(frozen=True)
 class Verdict:
-    """One subject's count, the limits it breaks, those it has no figure for, and what changed."""
+    """One subject's count, the limits it breaks, those that cannot be held, and what changed.
+
+    ``baseline`` is the name of what it was compared with; None where it was not.
+    """
 
     count: Count
     violations: tuple[Violation, ...]
     unchecked: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    baseline: str | None = None

@@ -20,6 +20,7 @@ from budgets.limits import load_limits
 from convert.flatbuffer import write
 from convert.float_flatbuffer import convert_float
 from convert.match import MismatchError, match
+from convert.memory_plan import planned
 from convert.onnx_export import export_onnx
 from firmware_ref import graph as graphs
 from firmware_ref.errors import CheckFailedError
@@ -75,7 +76,7 @@ def convert(
                 "use the pinned versions (pip install 'tinyscene[convert]')"
             ) from None
     say("write INT8 with the scales of the checkpoint")
-    graph = quantize_graph(device.graph, constants, device.quantization, metadata)
+    graph = planned(quantize_graph(device.graph, constants, device.quantization, metadata))
     model = write(graph)
     graph = graphs.parse(model)
     Interpreter(graph)  # refuses scales that no kernel can run

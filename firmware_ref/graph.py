@@ -282,7 +282,7 @@ def _option(label: str, name: str, option: schema.Option, table: Table | None) -
 
 def _metadata(model: Table, buffers: list[Table]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for table in _limited(model.tables(6), MAX_METADATA, "metadata entries"):
+    for table in _limited(model.tables(schema.MODEL_METADATA), MAX_METADATA, "metadata entries"):
         name = table.text(0)
         label = f"metadata {name!r}"
         data = _buffer(label, table.integer(1, "I"), buffers)

@@ -7,6 +7,7 @@ their symbols to themselves, whichever is imported first.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import math
@@ -21,6 +22,7 @@ from firmware_ref import schema
 from firmware_ref.errors import InputError
 from firmware_ref.flatbuffer import Source
 from firmware_ref.graph import Graph, parse
+from firmware_ref.memory_plan import planned_offsets
 
 Session = Callable[[np.ndarray], dict[int, np.ndarray]]
 """One example int8 (1, ...) in; every operator's output by its index in `Graph.tensors` out."""
@@ -90,30 +92,44 @@ def with_all_outputs(data: bytes, graph: Graph) -> bytes:
 
     tflite-runtime 2.14 computes ADD, MUL and others in the place of their input when nothing reads
     that again, even with ``experimental_preserve_all_tensors``: the input then reads back as the
-    output. It never does so to an output of the graph. A new vector of outputs goes to the end of
-    the file, and the offset of the old one is turned to it. In a file whose tables overlap that
-    changes more than the outputs, unchecked; so the result is read and compared.
+    output. It never does so to an output of the graph.
     """
     (subgraph,) = Source(data).root(schema.IDENTIFIER).tables(schema.MODEL_SUBGRAPHS)
     position = subgraph.offset_position(schema.SUBGRAPH_OUTPUTS)
     assert position is not None, "a graph has outputs"
-    indices = _outputs(graph)
+    return _with_vector(data, position, _outputs(graph), "outputs")
+
+
+def without_metadata(data: bytes) -> bytes:
+    """The model without metadata, so that TFLM plans its memory and lets no tensors overlap."""
+    position = Source(data).root(schema.IDENTIFIER).offset_position(schema.MODEL_METADATA)
+    return data if position is None else _with_vector(data, position, [], "metadata")
+
+
+def _with_vector(data: bytes, position: int, numbers: list[int], what: str) -> bytes:
+    """The model with other numbers for ``what``, whose offset is stored at ``position``.
+
+    The new vector goes to the end of the file, and the offset of the old one is turned to it. In a
+    file whose tables overlap that changes more, unchecked; so the result is read and compared.
+    """
     patched = bytearray(data + bytes(-len(data) % 4))
     struct.pack_into("<I", patched, position, len(patched) - position)
-    result = bytes(patched + struct.pack(f"<I{len(indices)}i", len(indices), *indices))
-    if _but_outputs(result) != _but_outputs(data):
+    result = bytes(patched + struct.pack(f"<I{len(numbers)}i", len(numbers), *numbers))
+    if _all_but(what, result) != _all_but(what, data):
         raise InputError("the model's tables overlap; convert it again")
     return result
 
 
-def _but_outputs(data: bytes) -> tuple[object, ...]:
-    """All that a model holds but the graph's outputs, to be compared."""
+def _all_but(what: str, data: bytes) -> dict[str, object]:
+    """All that a model holds but one thing, to be compared."""
     found = parse(data)
-    tensors = [
+    held = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    held["tensors"] = [
         (t.name, t.shape, t.dtype, t.quantization, None if t.data is None else t.data.tobytes())
         for t in found.tensors
     ]
-    return tensors, found.operators, found.inputs, found.metadata, found.description
+    del held[what]
+    return held
 
 
 def _open_tflite_runtime(module: ModuleType, data: bytes, graph: Graph) -> Session:
@@ -134,19 +150,30 @@ def _open_tflite_runtime(module: ModuleType, data: bytes, graph: Graph) -> Sessi
 
 
 def _open_tflite_micro(module: ModuleType, data: bytes, graph: Graph) -> Session:
+    """Every tensor of a model without its plan of memory, and the outputs of the model as it is."""
     indices = _outputs(graph)
     # Every tensor kept, int32 scratch for the means, and room for the interpreter's own records.
     kept = sum(math.prod(graph.tensors[index].shape) for index in indices)
+    arena_bytes = 8 * kept + len(data) + 2**20
     interpreter = module.Interpreter.from_bytes(
-        data,
-        arena_size=8 * kept + len(data) + 2**20,
+        without_metadata(data),
+        arena_size=arena_bytes,
         intrepreter_config=module.InterpreterConfig.kPreserveAllTensors,
     )
+    deployed = None
+    if planned_offsets(graph) is not None:
+        deployed = module.Interpreter.from_bytes(data, arena_size=arena_bytes)
 
     def run(example: np.ndarray) -> dict[int, np.ndarray]:
         interpreter.set_input(example, 0)
         interpreter.invoke()
-        return {index: interpreter.GetTensor(index, 0)["tensor_data"] for index in indices}
+        found = {index: interpreter.GetTensor(index, 0)["tensor_data"] for index in indices}
+        if deployed is not None:
+            deployed.set_input(example, 0)
+            deployed.invoke()
+            outputs = {index: deployed.get_output(n) for n, index in enumerate(graph.outputs)}
+            found.update((index, outputs[index]) for index in outputs if index in found)
+        return found
 
     return run
 

@@ -12,6 +12,7 @@ IDENTIFIER = b"TFL3"
 VERSION = 3
 
 MODEL_SUBGRAPHS = 2
+MODEL_METADATA = 6
 SUBGRAPH_OUTPUTS = 2
 
 # Every field of every table that an interpreter may follow, in the notation of

@@ -25,4 +25,4 @@ def read_toml(path: str | Path, what: str) -> dict[str, Any]:
             f"{what} {str(path)!r} has a line of {longest:,} bytes; at most "
             f"{LONGEST_LINE_BYTES:,} are accepted; break it"
         )
-    return tomllib.loads(data.decode("utf-8"))
+    return tomllib.loads(data.decode("utf-8-sig"))

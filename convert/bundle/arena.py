@@ -13,13 +13,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from budgets.cost import bundle_bytes
 from firmware_ref.errors import CheckFailedError, InputError
 from firmware_ref.oracle import oracle
 
 ORACLE = oracle("tflite-micro")
 ALIGNMENT = 16
-# Scratch buffers of other kernels than TFLM's own: CMSIS-NN's take up to some 2 KiB here.
-MARGIN_BYTES = 8192
+# For scratch buffers of other kernels than TFLM's own.
+MARGIN_BYTES = bundle_bytes().arena_margin_bytes
 # To record in; a network of the family needs a tenth of it.
 AMPLE_BYTES = 1 << 24
 RECORDED = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")

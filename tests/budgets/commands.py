@@ -1,4 +1,4 @@
-"""Running ``python -m budgets`` as a command and measuring it, and checkpoints to run it on."""
+"""Running ``python -m budgets`` as a command and measuring it, and files to run it on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from firmware_ref.arch import layers, preset
 from firmware_ref.manifest import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
+from tests.firmware_ref.build import Model
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,4 +67,13 @@ def write_checkpoint(
     entries = {"__metadata__": {"manifest": json.dumps(manifest)}, **tensors}
     header = json.dumps(entries).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return path
+
+
+def write_relu(path: Path, size: int) -> Path:
+    """A flatbuffer of one operator on so many bytes."""
+    model = Model()
+    x, y = (model.tensor(name, (1, size), 0.5) for name in "xy")
+    model.add("RELU", [x], [y])
+    path.write_bytes(model.pack([x], [y]))
     return path

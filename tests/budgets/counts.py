@@ -80,7 +80,7 @@ def flatbuffer(**changes: Any) -> Count:
         parts={"weights": 1_021, "integers": 24, "quantization": 60, "metadata": 0, "graph": 1_395},
         peak_bytes=480,
         peak_layer="stem.conv",
-        arena=Arena(head_bytes=600, tail_bytes=434, total_bytes=1_034),
+        arena=Arena(head_bytes=600, tail_bytes=434, total_bytes=1_034, gap_bytes=40),
         instructions=by_core(42_010, 42_013, 42_016, 9_610),
     )
     return dataclasses.replace(count, **changes)
@@ -120,5 +120,7 @@ def hostile() -> Count:
 
 
 def judged(count: Count, limits: Limits = LIMITS, **more: Any) -> Verdict:
-    """The verdict without a baseline."""
+    """The verdict; with ``changes`` over a baseline of the same name, else without any."""
+    if "changes" in more:
+        more = {"baseline": count.name, **more}
     return Verdict(count, tuple(check(count, limits)), tuple(unchecked(count, limits)), **more)

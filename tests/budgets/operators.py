@@ -103,6 +103,9 @@ CASES: Mapping[str, Case] = {
         options=options("FullyConnectedOptions"),
         after=(WEIGHTS, ints(0, 0, 0)),
     ),
+    "GATHER": Case(
+        lambda x: x[:, [2, 0, 3]], GRID, options("GatherOptions", axis=1), after=(ints(2, 0, 3),)
+    ),
     "HARD_SWISH": Case(lambda x: x * np.clip(x + 3, 0, 6) / 6),
     "LEAKY_RELU": Case(
         lambda x: np.where(x < 0, x / 4, x), options=options("LeakyReluOptions", alpha=0.25)
@@ -121,6 +124,12 @@ CASES: Mapping[str, Case] = {
         lambda x: np.minimum(x, ROW), GRID, options("MaximumMinimumOptions"), after=(ROW,)
     ),
     "MUL": Case(lambda x: x * ROW, options=options("MulOptions"), after=(ROW,)),
+    "PACK": Case(
+        lambda x: np.stack([x, np.full(SHAPE, 2.0)]),
+        GRID,
+        options("PackOptions", valuesCount=2, axis=0),
+        after=(np.full(SHAPE, 2.0),),
+    ),
     "PAD": Case(padded(0), GRID, options("PadOptions"), after=(PADDINGS,)),
     "PADV2": Case(padded(2), GRID, options("PadV2Options"), after=(PADDINGS, np.full(1, 2.0))),
     "PRELU": Case(
@@ -132,11 +141,24 @@ CASES: Mapping[str, Case] = {
     "RESHAPE": Case(
         lambda x: x.reshape(1, 48), GRID, options("ReshapeOptions"), after=(ints(1, 48),)
     ),
+    "RESIZE_NEAREST_NEIGHBOR": Case(
+        lambda x: x.repeat(2, 1).repeat(3, 2),
+        GRID,
+        options("ResizeNearestNeighborOptions"),
+        after=(ints(8, 18),),
+    ),
     "RSQRT": Case(lambda x: 1 / np.sqrt(x), (1 / 32, -128)),
     "SLICE": Case(lambda x: x[:, 1:3], GRID, after=(ints(0, 1, 0, 0), ints(1, 2, 6, 2))),
     "SOFTMAX": Case(softmax, UNIT, options("SoftmaxOptions", beta=1.0)),
     "SPLIT": Case(
         lambda x: x[:, :2], GRID, options("SplitOptions", numSplits=2), before=(ints(1),), outputs=2
+    ),
+    "SPLIT_V": Case(
+        lambda x: x[:, :1],
+        GRID,
+        options("SplitVOptions", numSplits=2),
+        after=(ints(1, 3), ints(1)),
+        outputs=2,
     ),
     "SQUARED_DIFFERENCE": Case(lambda x: (x - ROW) ** 2, after=(ROW,)),
     "SQUEEZE": Case(lambda x: x[0], GRID, options("SqueezeOptions", squeezeDims=[0])),
@@ -154,6 +176,7 @@ CASES: Mapping[str, Case] = {
     ),
     "TANH": Case(np.tanh, (1 / 128, 0)),
     "TRANSPOSE": Case(lambda x: x.transpose(0, 2, 1, 3), GRID, after=(ints(0, 2, 1, 3),)),
+    "UNPACK": Case(lambda x: x[:, 0], GRID, options("UnpackOptions", num=4, axis=1), outputs=4),
     # No member of the lists: what a counter must not let pass as free.
     "BATCH_MATMUL": Case(lambda x: x, options=options("BatchMatMulOptions"), after=(np.eye(2),)),
     "COS": Case(np.cos),

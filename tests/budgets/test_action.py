@@ -83,8 +83,30 @@ def test_the_report_is_the_next_baseline(workspace: Path) -> None:
     assert count(workspace, subjects="report-125k")[0].returncode == 0
     done, _ = count(workspace, subjects="report-125k", baseline="budget.json")
     assert done.returncode == 0, done.stderr
-    done, _ = count(workspace, subjects="qti-c40", baseline="budget.json")
-    assert done.returncode == 2 and "is stale" in done.stderr
+    assert "note" not in done.stderr and "not there yet" not in done.stdout
+    done, _ = count(workspace, subjects="report-125k qti-c40", baseline="budget.json")
+    assert done.returncode == 2 and "has no subject 'qti-c40'" in done.stderr
+
+
+def test_the_first_run_makes_the_first_baseline(workspace: Path) -> None:
+    """It limits growth over a report that it writes itself: in the first run nothing is there."""
+    limits = (workspace / "limits.toml").read_text(encoding="utf-8")
+    growth = "[growth_percent]\nparameters = 0\n"
+    (workspace / "growth.toml").write_text(limits + growth, encoding="utf-8")
+    files = {"limits": "growth.toml", "baseline": "first.json", "report": "first.json"}
+    done, summary = count(workspace, subjects="report-125k", **files)
+    assert done.returncode == 0, done.stderr
+    first, second, _ = done.stdout.splitlines()
+    assert first == (
+        "::notice title=Budget::baseline first.json is not there yet: growth is not checked"
+    )
+    assert second == "::notice title=Budget::1 within every limit"
+    assert "not checked, without a baseline: growth of parameters" in summary
+    done, summary = count(workspace, subjects="report-125k", **files)
+    assert done.returncode == 0 and "not there yet" not in done.stdout
+    assert "nothing changed since the baseline" in summary
+    done, _ = count(workspace, subjects="qti-c80", **files)
+    assert done.returncode == 1 and "growth of parameters=314,650" in done.stdout
 
 
 def test_a_file_name_runs_nothing(workspace: Path) -> None:

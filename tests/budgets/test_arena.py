@@ -16,11 +16,12 @@ import pytest
 from tflite_micro.python.tflite_micro import runtime
 
 from budgets import rules
-from budgets.arena import Arena, arena, not_planned, tail_by_part
+from budgets.arena import Arena, arena, head_buffers, not_planned, place, placed, tail_by_part
 from budgets.memory import live_activations
 from firmware_ref.arch import PRESETS, preset
 from firmware_ref.graph import Graph, Quantization, Tensor, parse
 from firmware_ref.lowering import lower
+from firmware_ref.memory_plan import ONLINE, PLAN_NAME, encode_offsets
 from tests.budgets.operators import CASES, model_of
 from tests.budgets.test_count_members import draw
 from tests.firmware_ref.build import Model, random_int8, write
@@ -118,7 +119,7 @@ def agrees(data: bytes, account: Account) -> None:
     assert sum(parts.values()) == planned.tail_bytes
     del parts["interpreter"]
     assert parts == account.parts
-    assert live_activations(graph).peak_bytes <= planned.head_bytes
+    assert live_activations(graph).peak_bytes <= planned.head_bytes - planned.gap_bytes
     assert works(data, planned.total_bytes)
 
 
@@ -231,11 +232,32 @@ def test_the_planned_arena_computes_what_a_plentiful_one_does(seed: int) -> None
     results = []
     for size in (planned.total_bytes, PLENTY):
         interpreter = started(data, size)
-        for place, value in enumerate(values):
-            interpreter.set_input(value, place)
+        for number, value in enumerate(values):
+            interpreter.set_input(value, number)
         interpreter.invoke()
-        results.append([interpreter.get_output(place) for place in range(len(graph.outputs))])
+        results.append([interpreter.get_output(number) for number in range(len(graph.outputs))])
     assert all(map(np.array_equal, *results))
+
+
+def with_plan(data: bytes, seed: int, share: float) -> bytes:
+    """The model with a plan of memory in its metadata: most tensors, placed in a drawn order."""
+    graph, rng = parse(data), np.random.default_rng(seed)
+    tensors = sorted(placed(graph))
+    buffers = head_buffers(graph)[: len(tensors)]
+    found = place(buffers, rng.permutation(len(tensors)).tolist())
+    offsets = [ONLINE] * len(graph.tensors)
+    for index, offset in zip(tensors, found, strict=True):
+        offsets[index] = offset if rng.random() < share else ONLINE
+    return write(replace(graph, metadata={PLAN_NAME: encode_offsets(offsets)}))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_plan_in_the_metadata(seed: int, share: float, account: Measure) -> None:
+    plain = tangle(np.random.default_rng(seed))
+    agrees(data := with_plan(plain, seed, share), account(data))
+    if share:
+        assert arena(parse(data)) != arena(parse(plain))
 
 
 def fully_connected(channels: int, bias: bool) -> bytes:

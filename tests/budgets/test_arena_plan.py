@@ -9,15 +9,27 @@ from typing import Any
 
 import pytest
 
-from budgets.arena import MOST_BUFFERS, Buffer, arena, greedy_plan_bytes, not_planned
+from budgets.arena import (
+    MOST_BUFFERS,
+    Buffer,
+    arena,
+    greedy_plan,
+    most_alive_bytes,
+    not_planned,
+    overlap,
+    place,
+    plan_bytes,
+)
 from firmware_ref.arch import preset
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Tensor
 from firmware_ref.lowering import lower
+from firmware_ref.memory_plan import encode_offsets
 
 
-def plan(*buffers: tuple[int, int, int]) -> int:
-    return greedy_plan_bytes([Buffer(*buffer) for buffer in buffers])
+def plan(*buffers: tuple[int, ...]) -> int:
+    found = [Buffer(*buffer) for buffer in buffers]
+    return plan_bytes(found, greedy_plan(found))
 
 
 def test_the_largest_comes_first_and_the_dead_make_room() -> None:
@@ -39,7 +51,32 @@ def test_of_equal_ones_the_last_comes_first() -> None:
 
 
 def test_no_buffers() -> None:
-    assert plan() == 0
+    assert plan() == most_alive_bytes([]) == 0
+    assert not overlap([], [])
+
+
+def test_fixed_ones_come_first_and_the_rest_between_them() -> None:
+    """16 and 32 fixed at 0 and 64; 48 fits between them, of 64 only above; 64 above all later."""
+    fixed = (16, 0, 3, 0), (32, 0, 3, 64)
+    assert plan(*fixed) == 96
+    assert plan(*fixed, (48, 0, 1)) == 96
+    assert plan(*fixed, (64, 0, 1)) == plan((64, 0, 1), *fixed) == 160
+    assert plan(*fixed, (48, 0, 1), (32, 1, 2)) == 128
+
+
+def test_any_order_of_placing() -> None:
+    """Small to large needs 32 more: 32 over 16, and 48 over both."""
+    buffers = [Buffer(16, 0, 1), Buffer(32, 0, 2), Buffer(48, 2, 3)]
+    assert place(buffers, [0, 1, 2]) == [0, 16, 48]
+    assert place(buffers, [2, 1, 0]) == [0, 48, 0]
+    assert most_alive_bytes(buffers) == 80
+
+
+def test_what_is_in_one_place_at_once() -> None:
+    first, second = Buffer(32, 0, 2), Buffer(16, 2, 3)
+    for offset, wrong in ((16, True), (31, True), (32, False), (0, True), (-1, False)):
+        assert overlap([first, second], [0, offset]) is wrong
+    assert not overlap([first, Buffer(16, 3, 3)], [0, 16])
 
 
 def one(kind: str, dtype: str = "int8", inputs: int = 1) -> Graph:
@@ -56,7 +93,11 @@ def one(kind: str, dtype: str = "int8", inputs: int = 1) -> Graph:
         (one("CONCATENATION", inputs=11), "CONCATENATION of more than 10 inputs"),
         (
             replace(one("RELU"), metadata={"OfflineMemoryAllocation": b""}),
-            "metadata OfflineMemoryAllocation",
+            "metadata OfflineMemoryAllocation that are damaged",
+        ),
+        (
+            replace(one("RELU"), metadata={"OfflineMemoryAllocation": encode_offsets([0, 0])}),
+            "metadata OfflineMemoryAllocation that put two buffers in one place at once",
         ),
     ],
 )

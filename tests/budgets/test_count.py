@@ -17,7 +17,8 @@ from budgets.rules import (
 )
 from firmware_ref.arch import PRESETS, layers, preset
 from firmware_ref.errors import InputError
-from firmware_ref.graph import Graph, Operator, Quantization, Tensor
+from firmware_ref.graph import Graph, Operator, Quantization, Tensor, parse
+from tests.firmware_ref.build import Model
 
 # Of the DCASE 2022 baseline, printed by the challenge's own counter; see the `baseline` fixture.
 NESSI_ROWS = {
@@ -162,15 +163,21 @@ def test_an_operator_without_inputs_is_refused_where_it_is_known(builder, kind, 
 
 
 def test_bytes_of_a_file_by_part(builder) -> None:
-    """Four scales, shared by two tensors, and one; as many zero points, of eight bytes."""
+    """Four scales, shared by two tensors, and one; as many zero points, of eight bytes.
+
+    Two tensors share the buffer of their weights, which is there once, and a third has as many
+    values in a buffer of its own.
+    """
     grids = Quantization((0.5, 0.25, 0.5, 1.0), (0, 0, 0, 0)), Quantization((0.5,), (0,))
     x = builder.add(Tensor("input", (1, 4), "int8", grids[1]))
     weights = np.zeros((4, 4), np.int8)
     a = builder.add(Tensor("a", (4, 4), "int8", grids[0], weights))
     b = builder.add(Tensor("b", (4, 4), "int8", replace(grids[0]), weights))
+    c = builder.add(Tensor("c", (4, 4), "int8", grids[1], weights.copy()))
     bias = builder.add(Tensor("bias", (4,), "int32", None, np.zeros(4, np.int32)))
     x = builder.op("FULLY_CONNECTED", "first", (x, a, bias), (1, 4))
-    builder.op("FULLY_CONNECTED", "second", (x, b, bias), (1, 4))
+    x = builder.op("FULLY_CONNECTED", "second", (x, b, bias), (1, 4))
+    builder.op("FULLY_CONNECTED", "third", (x, c, bias), (1, 4))
     graph = replace(builder.build(), metadata={"labels": b"12345", "more": b"678"})
     parts = bytes_by_part(graph, 500)
     assert parts == {
@@ -182,6 +189,23 @@ def test_bytes_of_a_file_by_part(builder) -> None:
     }
     assert count_graph(graph, "file", 500).parts == parts
     assert count_graph(graph, "no file").parts == {}
+
+
+def test_a_buffer_that_two_tensors_of_a_file_share_is_there_once() -> None:
+    """10,000 weights: twice as many would be more bytes than the file has."""
+    model = Model()
+    x, y, z = (model.tensor(name, (1, 100), 0.5) for name in "xyz")
+    ones = np.ones((100, 100), np.int8)
+    first = model.tensor("first", (100, 100), 0.5, data=ones)
+    second = model.tensor("second", (100, 100), 0.5)
+    model.tensors[second].buffer = model.tensors[first].buffer
+    model.add("FULLY_CONNECTED", [x, first, -1], [y])
+    model.add("FULLY_CONNECTED", [y, second, -1], [z])
+    data = model.pack([x], [z])
+    count = count_graph(parse(data), "m.tflite", len(data))
+    assert count.parts["weights"] == 10_000 and sum(count.parts.values()) == len(data)
+    assert 0 < count.parts["graph"] < len(data) - 10_000
+    assert count.sizes["weights"] == count.parameters == 20_000
 
 
 def test_elementwise_constants_count_unless_single(builder) -> None:

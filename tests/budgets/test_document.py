@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from typing import Any
+
+import pytest
 
 from budgets import cost, document
 from budgets.baseline import Change
@@ -13,6 +16,7 @@ from budgets.count import CONVENTIONS, Count, Total, count_network
 from budgets.document import as_json
 from budgets.limits import LayerLimit, Limits
 from firmware_ref.arch import preset
+from tests.budgets.commands import ROOT
 from tests.budgets.counts import LIMITS, flatbuffer, hostile, judged, network
 
 INSTRUCTIONS = {
@@ -51,7 +55,7 @@ def read(text: str) -> dict[str, Any]:
 def test_the_document() -> None:
     limits = Limits(LIMITS.model, (LayerLimit("stem*", {"live_bytes": 480}),), {"parameters": 1.5})
     found = read(as_json([judged(flatbuffer(), limits)], limits))
-    assert list(found) == ["ok", "schema_version", "limits", "costs", "subjects"]
+    assert list(found) == ["ok", "schema_version", "version", "limits", "costs", "subjects"]
     assert found["ok"] is True and found["schema_version"] == 2
     assert found["limits"] == {
         "model": {"parameters": 128_000, "multiply_accumulates": 30_000_000},
@@ -60,16 +64,24 @@ def test_the_document() -> None:
     }
     assert set(found["costs"]) == set(cost.cores())
     m4 = found["costs"]["cortex-m4"]
-    assert m4 == {"column": 0, "error_percent": 2.0, "cycles_per_instruction": 1.35}
+    assert m4 == {
+        "column": 0,
+        "error_percent": 2.0,
+        "same_as": None,
+        "cycles_per_instruction": 1.35,
+    }
+    m7 = found["costs"]["cortex-m7"]
+    assert (m7["error_percent"], m7["same_as"]) == (None, "cortex-m4")
     assert len(found["subjects"]) == 1
 
 
 def test_a_flatbuffer() -> None:
-    (found,) = read(as_json([judged(flatbuffer())], LIMITS))["subjects"]
+    (found,) = read(as_json([judged(flatbuffer(sha256="5f"))], LIMITS))["subjects"]
     layers = found.pop("layers")
     assert found == {
         "name": "m.tflite",
         "kind": "tflite",
+        "sha256": "5f",
         "figures": {
             "parameters": 1_027,
             "multiply_accumulates": 20_010,
@@ -81,6 +93,7 @@ def test_a_flatbuffer() -> None:
         },
         "violations": [],
         "unchecked": [],
+        "baseline": None,
         "changes": [],
         "conventions": {
             "plain": {"definition": CONVENTIONS["plain"], "parameters": 1_027, "macs": 20_010},
@@ -99,7 +112,7 @@ def test_a_flatbuffer() -> None:
             "graph": 1_395,
         },
         "peak_activation": {"bytes": 480, "layer": "stem.conv"},
-        "arena": {"head_bytes": 600, "tail_bytes": 434, "total_bytes": 1_034},
+        "arena": {"head_bytes": 600, "tail_bytes": 434, "total_bytes": 1_034, "gap_bytes": 40},
         "instructions": {name.partition(".")[2]: n for name, n in INSTRUCTIONS.items()},
         "deployed": None,
     }
@@ -127,7 +140,10 @@ def test_a_network_has_its_device_graph_beside_it() -> None:
     assert device["arena"]["total_bytes"] == 1_034 and device["deployed"] is None
     assert device["bytes"] == {"weights": 1_021, "biases": 24, "other": 3}
     assert device["figures"]["parameters"] == 1_027 and device["figures"]["arena_bytes"] == 1_034
-    assert set(device) == set(found) - {"name", "kind", "violations", "unchecked", "changes"}
+    assert set(found) - set(device) == {
+        *("name", "kind", "sha256", "violations", "unchecked", "baseline", "changes")
+    }
+    assert found["sha256"] is None
 
 
 def test_violations_unchecked_and_changes() -> None:
@@ -139,11 +155,12 @@ def test_violations_unchecked_and_changes() -> None:
         violations=(*verdict.violations, grown),
         unchecked=("flatbuffer_bytes",),
         changes=(Change("stem.conv", "parameters", None, 4),),
+        baseline="old/net",
     )
     document = read(as_json([judged(flatbuffer()), verdict], limits))
     assert document["ok"] is False
     found = document["subjects"][1]
-    assert found["unchecked"] == ["flatbuffer_bytes"]
+    assert found["unchecked"] == ["flatbuffer_bytes"] and found["baseline"] == "old/net"
     assert found["changes"] == [
         {"layer": "stem.conv", "figure": "parameters", "before": None, "after": 4}
     ]
@@ -162,6 +179,13 @@ def test_violations_unchecked_and_changes() -> None:
     assert (growth["limit"], growth["before"]) == ("growth of arena_bytes", 1_033)
 
 
+def test_the_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert read(as_json([], LIMITS))["version"] == project["version"]
+    monkeypatch.setattr(document, "PACKAGE", "tinyscene-not-installed")
+    assert read(as_json([], LIMITS))["version"] is None
+
+
 def keys(value: Any) -> set[str]:
     """Every key of nested tables."""
     if isinstance(value, dict):
@@ -175,7 +199,9 @@ def test_the_docstring_names_every_key_of_the_document_and_its_subjects() -> Non
     top = {*found, *found["subjects"][0], *STEM_JSON} - {"bytes"}
     assert top <= keys(found)
     judgements = {field.name for kind in (Violation, Change) for field in dataclasses.fields(kind)}
-    for key in top | judgements | {"message"}:
+    costs = {"error_percent", "same_as"}
+    assert costs <= keys(found)
+    for key in top | judgements | costs | {"message"}:
         assert f"``{key}``" in text, key
 
 

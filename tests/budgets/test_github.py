@@ -12,7 +12,7 @@ import pytest
 from budgets.__main__ import FORMATS, render
 from budgets.baseline import Change
 from budgets.check import Violation
-from budgets.github import SUMMARY_VARIABLE, append_summary, workflow_commands
+from budgets.github import SUMMARY_VARIABLE, append_summary, notice, workflow_commands
 from budgets.limits import LayerLimit, Limits
 from budgets.verdict import Verdict
 from firmware_ref.errors import InputError
@@ -66,6 +66,11 @@ def test_each_broken_limit_is_an_error() -> None:
 def test_none_broken_is_a_notice() -> None:
     verdicts = [judged(flatbuffer()), judged(network())]
     assert workflow_commands(verdicts) == "::notice title=Budget::2 within every limit\n"
+
+
+def test_a_notice_of_any_text() -> None:
+    assert read(notice("50 %, a:b")) == [("notice", "Budget", "50 %, a:b")]
+    assert notice("50 %\n") == "::notice title=Budget::50 %25%0A\n"
 
 
 def test_what_a_command_is_made_of_is_escaped() -> None:

@@ -74,7 +74,16 @@ def test_the_shipped_file_shows_every_key() -> None:
     limits = parse_limits(tomllib.loads(shown))
     assert set(limits.model) == {*MODEL_FIGURES, "instructions.cortex-m4"}
     assert limits.layers and limits.growth_percent
-    for word in (*MODEL_FIGURES, *LAYER_FIGURES, *cores(), "pattern"):
+    for word in (
+        *MODEL_FIGURES,
+        *LAYER_FIGURES,
+        *cores(),
+        "pattern",
+        " * ",
+        " ? ",
+        "[12]",
+        "[!12]",
+    ):
         assert word in text
 
 
@@ -107,6 +116,23 @@ def test_every_figure_can_be_limited() -> None:
     growth = {**dict.fromkeys(MODEL_FIGURES, 0), "instructions": by_core}
     limits = parse_limits({"model": figures, "growth_percent": growth})
     assert set(limits.growth_percent) == {*MODEL_FIGURES, *instruction_figures()}
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("[model]\nparameters = 1", Limits({"parameters": 1})),
+        ("[model]\nmultiply_accumulates = 1", Limits({"multiply_accumulates": 1})),
+        ("[model.instructions]\ncortex-m4 = 1", Limits({"instructions.cortex-m4": 1})),
+        (
+            "[[layers]]\npattern = 'a[12]'\nlive_bytes = 1",
+            Limits({}, (LayerLimit("a[12]", {"live_bytes": 1}),)),
+        ),
+        ("[growth_percent]\narena_bytes = 1", Limits({}, (), {"arena_bytes": 1.0})),
+    ],
+)
+def test_one_limit_is_enough(tmp_path: Path, text: str, limits: Limits) -> None:
+    assert load_limits(write(tmp_path, text)) == limits
 
 
 def test_what_is_written_back_is_read_the_same() -> None:
@@ -146,10 +172,10 @@ def test_patterns(pattern: str, name: str, matches: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", "table 'model' is missing"),
+        ("", "nothing is limited; give for instance .model. with parameters = 128_000"),
+        ("[model]", "nothing is limited"),
+        ("layers = []\n[model.instructions]\n[growth_percent]", "nothing is limited"),
         ("model = 3", "model must be a table"),
-        ("[model]\nparameters = 1", "'multiply_accumulates' is missing"),
-        ("[model]\nmultiply_accumulates = 1", "'parameters' is missing"),
         ("[[model]]\nparameters = 1", "model must be a table"),
         (MODEL + "macs = 1", "unknown key 'macs'; allowed: parameters"),
         (MODEL + "[flash]", "unknown table 'flash'; allowed: model, layers, growth_percent"),
@@ -196,8 +222,10 @@ def test_patterns(pattern: str, name: str, matches: bool) -> None:
         (MODEL + "[model.more" + ".a" * 400 + "]", "unknown key 'more'"),
         (MODEL + "[layers" + ".a" * 20_000 + "]", "a line of 40,008 bytes"),
         ("[model]\nparameters" + ".a" * 30_000 + " = 1", "a line of"),
-        ("[model", "not readable TOML"),
-        (MODEL + "parameters = 2", "not readable TOML"),
+        ("[model", r"not readable TOML: .*\(at .*\); limits.toml of the package shows the form"),
+        (MODEL + "parameters = 2\n", r"not readable TOML: .*\(at line 4, column 15\); limits"),
+        (MODEL.replace("128_000", "128,000"), r"not readable TOML: .*\(at line 2, column 17\); l"),
+        (f"[{'k' * 900}]\n[{'k' * 900}]", r"not readable TOML: .*kk\.\.\.kk.*\(at line 2, col"),
         ("#" * 100_000, "at most 65,536"),
     ],
 )
@@ -207,7 +235,7 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, match: str) -> None:
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00[model]")
-    assert "not readable TOML" in refusal(tmp_path / "bytes.toml")
+    assert "not readable TOML; limits.toml of the" in refusal(tmp_path / "bytes.toml")
     assert "No such file" in refusal(tmp_path / "missing.toml")
     assert "is not a file" in refusal(tmp_path)
 

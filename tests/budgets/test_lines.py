@@ -6,14 +6,17 @@ import dataclasses
 
 import pytest
 
+from budgets import cost
 from budgets.baseline import Change
 from budgets.check import Violation
-from budgets.count import Count, LayerCount, Total, count_network
+from budgets.count import Count, LayerCount, Total, count_graph, count_network
 from budgets.figures import MODEL_FIGURES, instruction_figures
 from budgets.limits import LayerLimit, Limits, load_limits
 from budgets.lines import (
     Share,
     change_line,
+    changes_heading,
+    error_text,
     label,
     other_lines,
     printable,
@@ -26,6 +29,7 @@ from budgets.lines import (
 )
 from budgets.verdict import Verdict
 from firmware_ref.arch import PRESETS, layers, preset
+from firmware_ref.graph import Graph, Operator, Tensor
 from tests.budgets.counts import HOSTILE, LIMITS, flatbuffer, hostile, judged, network
 
 
@@ -72,7 +76,7 @@ def test_every_figure_has_a_label_of_its_own() -> None:
         ("a::b", "a::b"),
         ("a ###[error]x##[", "a #\\x23#[error]x\\x23#["),
         ("x" * 100, "x" * 100),
-        ("x" * 101, "x" * 97 + "..."),
+        ("a" * 50 + "b" * 51, "a" * 49 + "..." + "b" * 48),
     ],
 )
 def test_printable(text: str, expected: str) -> None:
@@ -136,16 +140,16 @@ def test_total_lines_of_a_flatbuffer() -> None:
         "bytes of the file by part: weights 1,021, integers 24, quantization 60, metadata 0, "
         "graph 1,395",
         "activations at once: at most 480 bytes, in stem.conv",
-        "TFLM arena, planned: 1,034 bytes, 600 of them scratch (activations, buffers of kernels), "
-        "434 persistent",
+        "TFLM arena, planned for TFLM's own kernels: 1,034 bytes, 600 of them scratch "
+        "(activations, buffers of kernels, 40 lost in gaps), 434 persistent",
         "whole bundle on TFLM: flash about 234,136 bytes with 218,000 of code and 13,636 of the "
-        "front end, RAM about 33,806 with 32,772 of the front end, without the stack",
+        "front end, RAM about 41,998 with 8,192 more of arena, for other kernels than TFLM's own, "
+        "and 32,772 of the front end, without the stack",
         "estimated for TFLM with CMSIS-NN; time at 50 MHz:",
         "  cortex-m4      0.0 M instructions (up to 2 % off on the network "
         "they are fitted to), about 1 ms "
         "if one takes 1.35 cycles",
-        "  cortex-m7      0.0 M instructions (up to 5 % off on the network "
-        "they are fitted to), about 1 ms "
+        "  cortex-m7      0.0 M instructions (not measured, as cortex-m4), about 1 ms "
         "if one takes 0.9 cycles",
         "  cortex-m33     0.0 M instructions (up to 2 % off on the network "
         "they are fitted to), about 1 ms "
@@ -154,6 +158,26 @@ def test_total_lines_of_a_flatbuffer() -> None:
         "they are fitted to), about 0 ms "
         "if one takes 1.6 cycles",
     ]
+
+
+def test_only_what_hears_our_features_has_a_front_end() -> None:
+    """The lines of a model of other inputs are those of one of ours, without that of the bundle."""
+    ours = total_lines(flatbuffer(), 100.0)
+    rows = (dataclasses.replace(row, receptive_ms=None) for row in flatbuffer().layers)
+    other = total_lines(flatbuffer(layers=tuple(rows)), 100.0)
+    assert [line for line in ours if line not in other] == [ours[6]]
+    assert ours[6].startswith("whole bundle on TFLM: ") and "front end" not in " ".join(other)
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 44, 3), (1, 128, 44, 1)])
+def test_features_are_heard_by_their_shape(shape: tuple[int, ...]) -> None:
+    def lines(*sizes: int) -> str:
+        tensors = Tensor("x", sizes, "int8"), Tensor("y", sizes, "int8")
+        graph = Graph(tensors, (Operator("RELU", (0,), (1,)),), (0,), (1,))
+        return "\n".join(total_lines(count_graph(graph, "m.tflite", 9), 100.0))
+
+    assert "whole bundle" in lines(*shape)
+    assert "whole bundle" not in lines(*shape[:2], 49, shape[3]) + lines(*shape[:3], 2)
 
 
 def test_time_by_hand() -> None:
@@ -172,9 +196,9 @@ def test_total_lines_of_a_network_are_of_both() -> None:
 
 
 def test_an_operator_left_out_of_the_estimate_is_named() -> None:
-    found = total_lines(flatbuffer(not_costed=("TANH", "CUSTOM:\x1b")), 100.0)
-    assert "CMSIS-NN, without TANH, CUSTOM:\\x1b; time at" in found[7]
-    nothing = flatbuffer(not_costed=("TANH",), instructions=dict.fromkeys(("cortex-m4",), 0))
+    found = total_lines(flatbuffer(not_costed=("SVDF", "CUSTOM:\x1b")), 100.0)
+    assert "CMSIS-NN, without SVDF, CUSTOM:\\x1b; time at" in found[7]
+    nothing = flatbuffer(not_costed=("SVDF",), instructions=dict.fromkeys(("cortex-m4",), 0))
     assert not any("estimated" in line for line in total_lines(nothing, 100.0))
 
 
@@ -216,6 +240,35 @@ def test_unchecked_limits_are_named_in_a_line() -> None:
     ]
     assert unchecked_lines(judged(flatbuffer(), limits)) == []
     assert unchecked_lines(Verdict(flatbuffer(), ())) == []
+
+
+def test_growth_without_a_baseline_is_named_apart() -> None:
+    names = ("flatbuffer_bytes", "growth of flatbuffer_bytes", "growth of parameters")
+    assert unchecked_lines(Verdict(network(), (), names)) == [
+        "not checked, not known of a preset: flatbuffer_bytes",
+        "not checked, without a baseline: growth of flatbuffer_bytes, growth of parameters",
+    ]
+    assert unchecked_lines(Verdict(network(), (), names[:2], baseline="net")) == [
+        "not checked, not known of a preset: flatbuffer_bytes, growth of flatbuffer_bytes"
+    ]
+
+
+def test_headings_of_changes() -> None:
+    verdict = Verdict(flatbuffer(), ())
+    assert changes_heading(verdict) == ""
+    same = dataclasses.replace(verdict, baseline="m.tflite")
+    assert changes_heading(same) == "nothing changed since the baseline"
+    other = dataclasses.replace(verdict, baseline="old/\x1b.tflite")
+    assert changes_heading(other) == "nothing changed since the baseline of old/\\x1b.tflite"
+    changed = dataclasses.replace(other, changes=(Change("", "parameters", 1, 2),))
+    assert changes_heading(changed, repr) == "changed since the baseline of 'old/\\x1b.tflite'"
+
+
+def test_how_sure_an_estimate_is() -> None:
+    cores = cost.cores()
+    assert error_text(cores["cortex-m4"]) == "up to 2 %"
+    assert error_text(cores["cortex-m4"], " off") == "up to 2 % off"
+    assert error_text(cores["cortex-m7"], " off") == "not measured, as cortex-m4"
 
 
 @pytest.mark.parametrize(

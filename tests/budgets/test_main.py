@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from budgets.__main__ import EXAMPLE, FORMATS, main
 from firmware_ref.arch import PRESETS, preset
-from tests.budgets.commands import ROOT, write_checkpoint
+from tests.budgets.commands import ROOT, write_checkpoint, write_relu
 
 SHIPPED = ROOT / "convert" / "checkpoints" / "esc10-report-125k.safetensors"
 LIMITS = "[model]\nparameters = {}\nmultiply_accumulates = 30_000_000\n"
@@ -84,38 +85,6 @@ def test_limits_of_layers_are_a_line_each(
     assert "'Stem.*' matches no layer" in line
 
 
-def test_growth_over_a_baseline(
-    tmp_path: Path, limits: Callable[[str], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The baseline of today, then of a day when the network had three parameters fewer."""
-    baseline = tmp_path / "baseline.json"
-    assert main(["report-125k", "--json", "--out", str(baseline)]) == 0
-    path = limits(LIMITS.format(128_000) + "[growth_percent]\nparameters = 0.002\n")
-    command = ["report-125k", "--limits", path, "--baseline", str(baseline)]
-    capsys.readouterr()
-    assert main(command) == 0
-    assert "changed since" not in capsys.readouterr().out
-
-    document = json.loads(baseline.read_text())
-    document["subjects"][0]["figures"]["parameters"] -= 3
-    baseline.write_text(json.dumps(document))
-    assert main(command) == 1
-    captured = capsys.readouterr()
-    assert captured.err == (
-        "over limit: report-125k: growth of parameters=125,330; allowed over the baseline's "
-        "125,327 are 125,329; save 1, or accept it with a new baseline\n"
-    )
-    assert (
-        "changed since the baseline:\n  parameters 125,327 -> 125,330 (+3, +0.0 %)" in captured.out
-    )
-    # Shown without a limit, and then no reason to fail.
-    assert main(["report-125k", "--baseline", str(baseline), "--quiet"]) == 0
-    line = fails_with_one_line(capsys, ["report-125k", "--limits", path])
-    assert "no --baseline FILE given" in line
-    line = fails_with_one_line(capsys, ["qti-c40", "--baseline", str(baseline)])
-    assert "is stale: it has no subject 'qti-c40', only 'report-125k'" in line
-
-
 def test_the_example_is_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert shlex.split(EXAMPLE)[:3] == ["python", "-m", "budgets"]
     assert main(shlex.split(EXAMPLE)[3:]) == 0
@@ -132,7 +101,10 @@ def test_help_names_presets_and_conventions(capsys: pytest.CaptureFixture[str]) 
         assert word in text
 
 
-@pytest.mark.parametrize("flags", [["--json"], ["--format", "json"], ["--json", "--quiet"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--json"], ["--format", "json"], ["--json", "--quiet"], ["--format", "json", "--quiet"]],
+)
 def test_json(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     assert main(["qti-c40", *flags]) == 0
     (subject,) = json.loads(capsys.readouterr().out)["subjects"]
@@ -158,6 +130,41 @@ def test_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: s
     assert capsys.readouterr().out == f"wrote {str(path)!r}\n"
     assert main(["qti-c40", "--format", form, "--out", str(path), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(("r.html", "html"), ("r.md", "markdown"), ("r.json", "json"), ("R.HTML", "html")),
+        *(("r.txt", "table"), ("html", "table"), ("r.html.txt", "table")),
+    ],
+)
+def test_the_name_of_the_file_says_in_which_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, form: str
+) -> None:
+    path = tmp_path / name
+    assert main(["qti-c40", "--out", str(path)]) == 0
+    assert path.read_text(encoding="utf-8").startswith(STARTS[form])
+    assert capsys.readouterr().out == f"wrote {str(path)!r}\n"
+    # What is asked for goes first.
+    assert main(["qti-c40", "--out", str(path), "--format", "table"]) == 0
+    assert path.read_text(encoding="utf-8").startswith(STARTS["table"])
+    assert main(["qti-c40", "--out", str(path), "--json"]) == 0
+    assert path.read_text(encoding="utf-8").startswith(STARTS["json"])
+
+
+@pytest.mark.parametrize("name", ["m.tflite", "M.TFLITE", "m.TfLite"])
+def test_a_file_and_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """As `sha256sum` would have it; an upper-case name is of the same kind."""
+    path = write_relu(tmp_path / name, 4)
+    assert main([str(path), "--json"]) == 0
+    (subject,) = json.loads(capsys.readouterr().out)["subjects"]
+    assert subject["kind"] == "tflite"
+    assert subject["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    checkpoint = write_checkpoint(tmp_path / "C.SAFETENSORS", preset("report-125k").to_dict())
+    assert main([str(checkpoint), "--json"]) == 0
+    (subject,) = json.loads(capsys.readouterr().out)["subjects"]
+    assert subject["kind"] == "checkpoint" and subject["sha256"] is None
 
 
 def test_the_clock_sets_milliseconds_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

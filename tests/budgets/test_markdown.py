@@ -89,12 +89,28 @@ def test_layers_are_folded_away() -> None:
 def test_changes_are_listed_up_to_a_number() -> None:
     changes = tuple(Change(f"l{n}", "parameters", n, n + 1) for n in range(CHANGES_SHOWN + 3))
     text = as_markdown([judged(flatbuffer(), changes=changes)], LIMITS, 100.0)
-    assert "`m.tflite` since the baseline:\n\n- `l0: parameters 0 -> 1 (+1)`\n" in text
+    assert "\n`m.tflite`: changed since the baseline:\n\n- `l0: parameters 0 -> 1 (+1)`\n" in text
     assert f"- `l{CHANGES_SHOWN - 1}: " in text and f"`l{CHANGES_SHOWN}: " not in text
     assert "\n- and 3 more\n" in text
     few = as_markdown([judged(flatbuffer(), changes=changes[:CHANGES_SHOWN])], LIMITS, 100.0)
     assert "more\n" not in few
     assert "since the baseline" not in as_markdown([judged(flatbuffer())], LIMITS, 100.0)
+
+
+def test_it_says_that_nothing_changed_and_since_which_baseline() -> None:
+    text = as_markdown([judged(flatbuffer(), baseline="m.tflite")], LIMITS, 100.0)
+    assert "\n\n`m.tflite`: nothing changed since the baseline.\n\n" in text
+    text = as_markdown([judged(flatbuffer(), baseline="old|`/m.tflite")], LIMITS, 100.0)
+    assert "`m.tflite`: nothing changed since the baseline of `old/'/m.tflite`.\n" in text
+
+
+def test_limits_that_are_of_layers_alone() -> None:
+    limits = Limits({}, (LayerLimit("*", {"live_bytes": 479}),))
+    text = as_markdown([judged(flatbuffer(), limits)], limits, 100.0)
+    assert report(text, "| subject |") == [["subject", ""], ["`m.tflite`", "**over**"]]
+    lines = text.splitlines()
+    rule = lines[lines.index("| subject |  |") + 1]
+    assert rule.count("|") == 3 and "Limits: " not in text
 
 
 @pytest.mark.parametrize("name", PRESETS)

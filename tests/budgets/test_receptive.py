@@ -115,9 +115,32 @@ def test_copies_keep_the_field(grown: GraphBuilder) -> None:
     assert last(grown) == Field(3, 1)
 
 
-def test_one_frame_cut_out_is_no_mean(grown: GraphBuilder) -> None:
+@pytest.mark.parametrize("kind", ["GATHER", "SLICE", "SPLIT", "SPLIT_V", "STRIDED_SLICE"])
+def test_one_frame_cut_out_is_no_mean(grown: GraphBuilder, kind: str) -> None:
     x = conv(grown, 0, (3, 3))
-    grown.op("STRIDED_SLICE", "frame", (x,), (1, 64, 1, 4))
+    grown.op(kind, "frame", (x,), (1, 64, 1, 4))
+    assert last(grown) == Field(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "step"), [((32, 8), (2, 4)), ((64, 32), (1, 1)), ((40, 9), (2, 4))]
+)
+def test_a_map_resized_by_its_nearest_values(
+    grown: GraphBuilder, size: tuple[int, int], step: tuple[int, int]
+) -> None:
+    """What it leaves out is stepped over by three taps after it."""
+    x = grown.op(
+        "RESIZE_NEAREST_NEIGHBOR", "small", (0, grown.constant((2,), "int32")), (1, *size, 4)
+    )
+    assert last(grown) == Field(1, 1, step)
+    conv(grown, x, (3, 3))
+    assert last(grown) == Field(1 + 2 * step[0], 1 + 2 * step[1], step)
+
+
+def test_after_an_enlarged_map_the_field_is_an_upper_bound(grown: GraphBuilder) -> None:
+    """Three values of a map twice as large are two of the input at most, and counted as three."""
+    x = grown.op("RESIZE_NEAREST_NEIGHBOR", "large", (0,), (1, 128, 64, 4))
+    conv(grown, x, (3, 3))
     assert last(grown) == Field(3, 3)
 
 
@@ -246,7 +269,13 @@ def test_milliseconds_by_hand(frames: int, channels: int, milliseconds: float) -
     assert found == pytest.approx(milliseconds, rel=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 128, 43, 3), (1, 64, 44, 3), (2, 128, 44, 3), (128,), ()])
+OTHERS = [
+    *((1, 128, 43, 3), (1, 64, 44, 3), (2, 128, 44, 3), (1, 128, 44, 2), (1, 128, 44)),
+    *((1, 128, 44, 3, 1), (128,), ()),
+]
+
+
+@pytest.mark.parametrize("shape", OTHERS)
 def test_other_inputs_are_no_sound(shape: tuple[int, ...]) -> None:
     assert sound_milliseconds(Field(1, 1), shape) is None
 

@@ -84,7 +84,7 @@ def test_limits_and_conventions_follow_the_table() -> None:
     assert "125,330 of 128,000 parameters, 97.9 %" in lines
     assert any(line.startswith("torchinfo: 125,330 parameters, 8,915,378 MACs") for line in lines)
     assert any(line.endswith("time at 80 MHz:") for line in lines)
-    assert "changed since the baseline:" not in lines
+    assert not any("since the baseline" in line for line in lines)
 
 
 def test_violations_unchecked_and_changes_are_listed() -> None:
@@ -98,6 +98,16 @@ def test_violations_unchecked_and_changes_are_listed() -> None:
     assert "not checked, not known of a preset: flatbuffer_bytes" in lines
     at = lines.index("changed since the baseline:")
     assert lines[at + 1] == "  stem.conv: live_bytes 470 -> 480 (+10, +2.1 %)"
+
+
+def test_it_says_that_nothing_changed_and_since_which_baseline() -> None:
+    same = judged(flatbuffer(), baseline="m.tflite")
+    *_, empty, last = as_table([same], LIMITS, 100.0).splitlines()
+    assert (empty, last) == ("", "nothing changed since the baseline")
+    changes = (Change("", "parameters", 1, 1_027),)
+    other = judged(flatbuffer(), changes=changes, baseline="old/m.tflite")
+    lines = as_table([other], LIMITS, 100.0).splitlines()
+    assert lines[-2] == "changed since the baseline of old/m.tflite:"
 
 
 def test_every_subject_has_a_table() -> None:

@@ -17,6 +17,7 @@ from convert.bundle.facts import Facts
 from convert.bundle.windows import prove
 from convert.flatbuffer import write
 from convert.golden import made_seconds
+from convert.memory_plan import planned
 from convert.pipeline import Conversion, _metadata
 from firmware_ref.graph import METADATA_NAME, parse
 from firmware_ref.quantize import quantize_graph
@@ -44,7 +45,7 @@ def conversion(checkpoint: Path, labels: Sequence[str] | None = None) -> Convers
         saved = Checkpoint(saved.tensors, {**saved.manifest, "labels": list(labels)})
     metadata = {METADATA_NAME: _metadata(saved)}
     graph = quantize_graph(device.graph, device.float_constants(), device.quantization, metadata)
-    model = write(graph)
+    model = write(planned(graph))
     graph = parse(model)
     return Conversion(model, graph, count_graph(graph, "model.tflite", len(model)), saved)
 

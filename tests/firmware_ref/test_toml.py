@@ -20,6 +20,8 @@ def written(folder: Path, text: bytes) -> Path:
 def test_tables_are_read(tmp_path: Path) -> None:
     path = written(tmp_path, b"[a]\nb = 1\r\n[a.c]\nd = 'e'\n")
     assert read_toml(path, "config") == {"a": {"b": 1, "c": {"d": "e"}}}
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows editors begin a file
+    assert read_toml(path, "config") == {"a": {"b": 1, "c": {"d": "e"}}}
 
 
 def test_a_line_on_the_limit_and_one_byte_longer(tmp_path: Path) -> None:
