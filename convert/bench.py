@@ -24,7 +24,14 @@ from convert.stock import convert_stock
 from firmware_ref import graph as graphs
 from firmware_ref.bench import measure_speed
 from firmware_ref.cli import Parser
-from firmware_ref.errors import HOLDS, CheckFailedError, check_folder, guarded, write_whole
+from firmware_ref.errors import (
+    HOLDS,
+    CheckFailedError,
+    InputError,
+    check_folder,
+    guarded,
+    write_whole,
+)
 from train.bench import bench as bench_training
 
 DEFAULT_OUT = "build/bench.json"
@@ -167,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     out = Path(args.out)
     check_folder(out.parent, "--out")
+    if out.exists() and not out.is_file():
+        raise InputError(f"--out {args.out!r} is no regular file; give the path of a file")
 
     def say(line: str) -> None:
         if not args.quiet:

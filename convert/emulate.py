@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from budgets.lines import printable
 from convert.boards import BOARDS, Board
 from convert.c99.generate import C_FOLDER, Generated, generate
 from convert.frontend_tables import write_frontend
 from convert.golden import Golden, goldens, made_seconds, seconds_of
 from firmware_ref import graph as graphs
 from firmware_ref.cli import Parser
-from firmware_ref.errors import HOLDS, CheckFailedError, InputError, guarded
+from firmware_ref.errors import HOLDS, CheckFailedError, InputError, guarded, without_commands
 from firmware_ref.fixed_frontend import FixedFrontend
 from firmware_ref.frontend import probabilities
 from firmware_ref.graph import Graph
@@ -32,6 +34,8 @@ PACKAGES = "gcc-arm-none-eabi libnewlib-arm-none-eabi picolibc-arm-none-eabi qem
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 BUILDS = {"portable": (), "simd": ("-DTINYSCENE_SIMD=1",)}
 SECONDS = 600
+# What GNU ld says of a section or region.
+TOO_LARGE = re.compile(r"will not fit in region|region \S+ overflowed")
 LINKER_SCRIPT = """\
 __flash = {flash[0]:#x}; __flash_size = {flash[1]:#x};
 __ram = {ram[0]:#x}; __ram_size = {ram[1]:#x}; __stack_size = 32k;
@@ -80,7 +84,7 @@ def emulate(
     """Build and run on each core, portable and with SIMD; every window equal bit for bit.
 
     Raises `CheckFailedError` naming core, window and the first layer that differs, `InputError`
-    where a tool is missing.
+    where a tool is missing or fails, and where the model is too large for a board.
     """
     if missing := missing_tools():
         raise InputError(f"{missing[0]} is not installed; on Debian: apt-get install {PACKAGES}")
@@ -111,21 +115,28 @@ def missing_tools() -> list[str]:
 
 
 def _build(board: Board, folder: Path, flags: Sequence[str]) -> int:
-    """Compile and link; returns bytes of code and constants of network and front end."""
+    """Compile and link; returns bytes of code and constants of network and front end, untraced."""
     (folder / "board.ld").write_text(LINKER_SCRIPT.format(**asdict(board)), encoding="ascii")
     common = ["--specs=picolibc.specs", "-mthumb", *board.flags, *flags, "-ffunction-sections"]
-    objects = []
-    for source, extra in (
-        ("tinyscene_model.c", ("-DTINYSCENE_TRACE",)),
-        ("tinyscene_frontend.c", ()),
-        ("emulate.c", (f"-DTINYSCENE_COUNTER={board.counter:#x}u", "-std=gnu99")),
+    # The model twice: as it ships, to be sized, and as it runs here.
+    for source, made, extra in (
+        ("tinyscene_model.c", "model.o", ()),
+        ("tinyscene_frontend.c", "frontend.o", ()),
+        ("tinyscene_model.c", "traced.o", ("-DTINYSCENE_TRACE",)),
+        ("emulate.c", "emulate.o", (f"-DTINYSCENE_COUNTER={board.counter:#x}u", "-std=gnu99")),
     ):
-        objects.append(source.replace(".c", ".o"))
-        command = [COMPILER, *common, *WARNINGS, *extra, "-c", source, "-o", objects[-1]]
-        _tool(command, folder)
+        _tool([COMPILER, *common, *WARNINGS, *extra, "-c", source, "-o", made], folder)
     link = ["--oslib=semihost", "--crt0=hosted", "-Tboard.ld", "-o", "emulate.elf"]
-    _tool([COMPILER, *common, *link, *objects], folder)
-    sizes = _tool([SIZE, *objects[:2]], folder).splitlines()[1:]
+    try:
+        _tool([COMPILER, *common, *link, "traced.o", "frontend.o", "emulate.o"], folder)
+    except InputError as error:
+        if not TOO_LARGE.search(str(error)):
+            raise
+        raise InputError(
+            f"the model does not fit {board.core}'s board, {board.machine}, of {board.flash[1]:,} "
+            f"bytes of flash and {board.ram[1]:,} of RAM; give a smaller model, or another --core"
+        ) from None
+    sizes = _tool([SIZE, "model.o", "frontend.o"], folder).splitlines()[1:]
     return sum(int(line.split()[0]) + int(line.split()[1]) for line in sizes)
 
 
@@ -144,16 +155,21 @@ def _run(board: Board, folder: Path) -> str:
 
 
 def _tool(command: Sequence[str], folder: Path) -> str:
-    """Run a tool in the folder; its first words where it fails or takes too long."""
+    """What a tool prints, run in the folder; `InputError` where it fails or takes too long."""
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise CheckFailedError(f"{command[0]} did not end within {SECONDS} s") from None
+        raise InputError(
+            f"{command[0]} did not end within {SECONDS} s; give less sound, or one --core"
+        ) from None
     if done.returncode:
         words = (done.stderr or done.stdout).strip()[:1000]
-        raise CheckFailedError(f"{command[0]} ended with {done.returncode}: {words}")
+        raise InputError(
+            f"{command[0]} ended with {done.returncode}: {words}; check that {PACKAGES} are "
+            "installed, or give another model"
+        )
     return done.stdout
 
 
@@ -179,12 +195,13 @@ def _read(
     if (len(inputs), len(layers)) != (len(expected), count * len(expected)):
         raise CheckFailedError(f"{board.core}, {build}: {len(inputs)} of {len(expected)} windows")
     for number, golden in enumerate(expected):
-        where = f"{board.core}, {build}, {golden.name}"
+        where = f"{board.core}, {build}, {printable(golden.name)}"
         if int(inputs[number][2]) != golden.input_crc32:
             raise CheckFailedError(f"{where}: the network's input differs from the NumPy front end")
         for tensor, line in zip(generated.traced, layers[number * count :], strict=False):
             if int(line[2]) != golden.layers[tensor]:
-                raise CheckFailedError(f"{where}: layer {graph.tensors[tensor].name} differs")
+                layer = printable(graph.tensors[tensor].name)
+                raise CheckFailedError(f"{where}: layer {layer} differs")
         if [int(word) for word in logits[number]] != golden.logits.tolist():
             raise CheckFailedError(f"{where}: the logits differ")
 
@@ -218,7 +235,7 @@ def as_text(measured: Sequence[Measured]) -> str:
     lines = [f"{'instructions, thousands':<34}" + "".join(f"{c:>14}" for c in columns)]
     for rows in zip(*(m.layers for m in measured), strict=True):
         cells = "".join(f"{row.instructions / 1e3:>14,.0f}" for row in rows)
-        lines.append(f"{rows[0].name:<34}{cells}")
+        lines.append(f"{printable(rows[0].name):<34}{cells}")
     totals = {
         "network, one second": lambda m: f"{m.instructions / 1e3:,.0f}",
         "front end, a hop at most": lambda m: f"{m.hop_instructions / 1e3:,.0f}",
@@ -286,10 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "windows": [{"name": n, "label": label, "probability": p} for n, label, p in heard],
             "measured": [asdict(item) for item in measured],
         }
-        print(json.dumps(document, indent=2))
+        print(json.dumps(document, indent=2).replace("##[", "\\u0023#["))
         return HOLDS
     for name, label, share in heard:
-        print(f"{name}: {label} ({share:.0%})")
+        print(without_commands(f"{printable(name)}: {label} ({share:.0%})"))
     layers = sum(len(item.layers) for item in measured[:1])
     print(
         f"\n{len(expected)} windows, {layers} layers each: equal bit for bit on "

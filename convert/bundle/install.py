@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from convert.bundle.contents import TARGETS
 from firmware_ref.errors import InputError
 
 PREFIX = ".tinyscene-"
@@ -19,25 +23,42 @@ def install(files: Mapping[str, bytes], folder: Path, manifest_file: str) -> lis
     """Write the files, by path in ``folder``, in place of an earlier bundle's; returns where.
 
     A new folder appears whole, by one rename. In one that exists, every file is first written
-    aside; then all are put in place, and back as they were where that is interrupted or fails.
+    aside; then all are put in place, and back as they were where that fails or is interrupted, by
+    Ctrl-C or SIGTERM (SIGKILL leaves the old files in a ``.tinyscene-`` folder there).
     What an earlier bundle's manifest lists, unchanged since, is replaced, or removed where this one
-    lacks it. Raises `InputError`, before anything is touched, where a file of another's or one that
-    was edited stands in the way, and where the folder cannot be written.
+    lacks it; the manifest itself, which nothing lists, always. Raises `InputError`, before anything
+    is touched, where a file of another's, a link or a file that was edited stands in the way, and
+    where the folder cannot be written.
     """
     folder = Path(os.path.realpath(folder))
     try:
-        if folder.exists():
-            ours = _unchanged(folder, manifest_file)
-            _refuse_others(files, folder, ours)
-            _replace(files, folder, [name for name in ours if name not in files])
-        else:
-            _create(files, folder)
+        with _terminable():
+            if folder.exists():
+                ours = _unchanged(folder, manifest_file)
+                _refuse_others(files, folder, ours)
+                _replace(files, folder, [name for name in ours if name not in files])
+            else:
+                _create(files, folder)
     except OSError as error:
         name = error.filename2 or error.filename or folder
         raise InputError(
             f"{str(name)!r} cannot be written: {error.strerror or error}; give a writable --out"
         ) from None
     return [folder / name for name in files]
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, which is undone; a handler of the caller's is left, and other threads."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _create(files: Mapping[str, bytes], folder: Path) -> None:
@@ -60,9 +81,14 @@ def _refuse_others(files: Mapping[str, bytes], folder: Path, ours: Sequence[str]
     """Nothing in the way but files of an earlier bundle, or such as are what they will be."""
     for name, content in files.items():
         path = folder / name
-        if not path.exists() or name in ours:
+        if not _is_real(path.parent):
+            raise InputError(
+                f"{str(path.parent)!r} leads elsewhere by a link; remove the link, or give another "
+                "--out"
+            )
+        if not os.path.lexists(path) or name in ours:
             continue
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise InputError(f"{str(path)!r} is no regular file; move it, or give another --out")
         if path.read_bytes() != content:
             raise InputError(
@@ -116,12 +142,18 @@ class _Moves:
 
 def _unchanged(folder: Path, manifest_file: str) -> list[str]:
     """The manifest of an earlier bundle, and the paths it lists that have the hash it says."""
+    path = folder / manifest_file
+    # One that waits for a writer, or lies elsewhere, is not even read.
+    if path.is_symlink() or not path.is_file():
+        return []
     try:
-        listed = json.loads((folder / manifest_file).read_text(encoding="utf-8"))["files"]
-        entries = [(str(path), entry["sha256"]) for path, entry in listed.items()]
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["target"] not in TARGETS or type(manifest["schema_version"]) is not int:
+            return []
+        entries = [(str(name), entry["sha256"]) for name, entry in manifest["files"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    found = [path for path, sha256 in entries if _within(path) and _is(folder / path, sha256)]
+    found = [name for name, sha256 in entries if _within(name) and _is(folder / name, sha256)]
     return [*found, manifest_file]
 
 
@@ -132,14 +164,22 @@ def _within(path: str) -> bool:
 
 
 def _is(path: Path, sha256: Any) -> bool:
-    if path.is_symlink() or not path.is_file():
+    """Whether a file of that hash lies there and is reached by no link."""
+    if path.is_symlink() or not path.is_file() or not _is_real(path.parent):
         return False
     return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
+def _is_real(folder: Path) -> bool:
+    """Whether no link leads to a folder below one that is real."""
+    return os.path.realpath(folder) == str(folder)
 
 
 def _remove_empty(folders: set[Path], root: Path) -> None:
     """Folders that hold nothing any more, and those around them, within ``root``."""
     for folder in folders:
-        while folder != root and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
+        # One that cannot be removed stays: it holds something, or is a link or a mount.
+        with contextlib.suppress(OSError):
+            while folder != root:
+                folder.rmdir()
+                folder = folder.parent

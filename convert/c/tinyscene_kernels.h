@@ -5,7 +5,8 @@
  * overwritten in place wherever that is possible. Define TINYSCENE_SIMD to 1 to use the DSP or MVE
  * instructions of an Arm core that has them: the same bits, fewer instructions.
  *
- * Right shifts of negative numbers must be arithmetic, as every compiler for Arm and x86 does.
+ * An int must have 32 bits, and right shifts of negative numbers must be arithmetic, as with every
+ * compiler for Arm and x86.
  */
 #ifndef TINYSCENE_KERNELS_H_
 #define TINYSCENE_KERNELS_H_
@@ -44,6 +45,7 @@
 #define TS_POSITIONS 4
 
 typedef char ts_shifts_are_arithmetic[((-2) >> 1) == -1 ? 1 : -1];
+typedef char ts_int_has_32_bits[sizeof(int) >= 4 ? 1 : -1];
 
 /* int32 sums to int8, one multiplier a channel. */
 typedef struct {

@@ -1,4 +1,4 @@
-"""The C text of each step: its constants, and one function with the layer's name."""
+"""The C text of each step: its constants, and one function with its number and layer's name."""
 
 from __future__ import annotations
 
@@ -43,24 +43,27 @@ class Function:
     fused: tuple[str, ...] = ()
 
 
-def function(graph: Graph, step: Step, plan: Plan) -> Function:
-    """The function of one step."""
-    return _EMIT[type(step)](graph, plan, step)
+def function(graph: Graph, plan: Plan, number: int, step: Step) -> Function:
+    """The function of a step; ``number`` is its place."""
+    return _EMIT[type(step)](graph, plan, number, step)
 
 
-def identifier(layer: str) -> str:
-    """A layer's name as one of C: what is no letter or digit becomes an underscore."""
-    return re.sub(r"[^A-Za-z0-9]", "_", layer)
+def identifier(number: int, layer: str) -> str:
+    """A layer's name as one of C: what is no letter or digit becomes an underscore.
+
+    Its number keeps it apart from any other layer's constants, from keywords and from our names.
+    """
+    return f"layer{number}_{re.sub('[^A-Za-z0-9]', '_', layer)}"
 
 
-def _convolution(graph: Graph, plan: Plan, step: Convolution) -> Function:
+def _convolution(graph: Graph, plan: Plan, number: int, step: Convolution) -> Function:
     operator = step.operator
     window = place(graph, operator)
     source, result = (graph.tensors[i].shape for i in (operator.inputs[0], operator.outputs[0]))
     found = numbers.channels(graph, operator)
     filled = np.zeros((len(found.weights), depth(graph, operator)), np.int8)
     filled[:, : found.weights.shape[1]] = found.weights
-    name = identifier(graph.name(operator))
+    name = identifier(number, graph.name(operator))
     requantization, out = _channels(name, found)
     layer = {
         **dict(zip(("in_rows", "in_frames", "in_channels"), source[1:], strict=True)),
@@ -87,8 +90,10 @@ def _convolution(graph: Graph, plan: Plan, step: Convolution) -> Function:
     return Function(name, text, call, operator.outputs[0])
 
 
-def _frequency_convolution(graph: Graph, plan: Plan, step: FrequencyConvolution) -> Function:
-    name = identifier(graph.name(step.whole))
+def _frequency_convolution(
+    graph: Graph, plan: Plan, number: int, step: FrequencyConvolution
+) -> Function:
+    name = identifier(number, graph.name(step.whole))
     _, rows, frames, channels = graph.tensors[step.whole.outputs[0]].shape
     found = [numbers.on_codes(numbers.channels(graph, band), graph, band) for band in step.bands]
     whole = dataclasses.replace(
@@ -125,9 +130,11 @@ def _frequency_convolution(graph: Graph, plan: Plan, step: FrequencyConvolution)
     return Function(name, text, call, step.whole.outputs[0], names)
 
 
-def _temporal_convolution(graph: Graph, plan: Plan, step: TemporalConvolution) -> Function:
+def _temporal_convolution(
+    graph: Graph, plan: Plan, number: int, step: TemporalConvolution
+) -> Function:
     operator = step.convolution
-    name = identifier(graph.name(operator))
+    name = identifier(number, graph.name(operator))
     _, _, frames, channels = graph.tensors[operator.outputs[0]].shape
     found = numbers.on_codes(numbers.channels(graph, operator), graph, operator)
     activation = numbers.table(graph, [step.sigmoid, step.silu])
@@ -149,9 +156,9 @@ def _temporal_convolution(graph: Graph, plan: Plan, step: TemporalConvolution) -
     return Function(name, text, call, step.silu.outputs[0], names)
 
 
-def _residual(graph: Graph, plan: Plan, step: Residual) -> Function:
+def _residual(graph: Graph, plan: Plan, number: int, step: Residual) -> Function:
     operator = step.operator
-    name = identifier(graph.name(operator))
+    name = identifier(number, graph.name(operator))
     _, rows, frames, channels = graph.tensors[operator.outputs[0]].shape
     found = numbers.addition(graph, operator)
     map_place = 0 if step.map_first else 1
@@ -173,8 +180,8 @@ def _residual(graph: Graph, plan: Plan, step: Residual) -> Function:
     return Function(name, text, call, operator.outputs[0])
 
 
-def _normalization(graph: Graph, plan: Plan, step: Normalization) -> Function:
-    name = identifier(graph.name(step.difference))
+def _normalization(graph: Graph, plan: Plan, number: int, step: Normalization) -> Function:
+    name = identifier(number, graph.name(step.difference))
     _, rows, frames, channels = graph.tensors[step.difference.outputs[0]].shape
     tables = {
         "square": numbers.table(graph, [step.square]),
@@ -210,17 +217,17 @@ def _normalization(graph: Graph, plan: Plan, step: Normalization) -> Function:
     return Function(name, text, call, step.difference.outputs[0], fused)
 
 
-def _max_pool(graph: Graph, plan: Plan, step: MaxPool) -> Function:
-    name = identifier(graph.name(step.operator))
+def _max_pool(graph: Graph, plan: Plan, number: int, step: MaxPool) -> Function:
+    name = identifier(number, graph.name(step.operator))
     _, rows, frames, channels = graph.tensors[step.operator.inputs[0]].shape
     text = _define(name, "int8_t *map", f"ts_max_pool(map, {rows}, {frames}, {channels});")
     call = f"{name}(maps + {plan.offsets[step.operator.outputs[0]]});"
     return Function(name, text, call, step.operator.outputs[0])
 
 
-def _mean_pool(graph: Graph, plan: Plan, step: MeanPool) -> Function:
+def _mean_pool(graph: Graph, plan: Plan, number: int, step: MeanPool) -> Function:
     operator = step.operator
-    name = identifier(graph.name(operator))
+    name = identifier(number, graph.name(operator))
     _, rows, frames, channels = graph.tensors[operator.inputs[0]].shape
     body = f"ts_mean_pool(map, {rows * frames}, {channels}, means);"
     text = _define(name, "const int8_t *map, int8_t *means", body)
@@ -229,7 +236,7 @@ def _mean_pool(graph: Graph, plan: Plan, step: MeanPool) -> Function:
     return Function(name, text, call, operator.outputs[0])
 
 
-_EMIT: Mapping[type, Callable[[Graph, Plan, Any], Function]] = {
+_EMIT: Mapping[type, Callable[[Graph, Plan, int, Any], Function]] = {
     Convolution: _convolution,
     FrequencyConvolution: _frequency_convolution,
     TemporalConvolution: _temporal_convolution,

@@ -6,6 +6,7 @@ and wiring, not by name. Any other graph is refused: it runs by TFLite Micro, no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from convert.c99.steps import (
@@ -45,7 +46,10 @@ TEMPORAL = (
 
 
 def fuse(graph: Graph) -> list[Step]:
-    """Steps in order of execution; raises `InputError` naming the first layer that fits none."""
+    """Steps in order of execution of a graph that `firmware_ref.run.Interpreter` accepts.
+
+    Raises `InputError` naming the first layer that fits none.
+    """
     return _Fuser(graph).steps()
 
 
@@ -58,8 +62,6 @@ class _Fuser:
         self.at = 0
 
     def steps(self) -> list[Step]:
-        if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
-            raise self.error("the graph has more than one input or output")
         found: list[Step] = []
         current = self.graph.inputs[0]
         while self.at < len(self.operators):
@@ -69,6 +71,8 @@ class _Fuser:
             raise self.error("the graph has no layer")
         if current != self.graph.outputs[0]:
             raise self.error("the last operator does not give the graph's output")
+        if math.prod(self.shape(current)) != self.shape(current)[-1]:
+            raise self.error("an output of logits alone is expected", self.operators[-1])
         return found
 
     def next(self, current: int) -> tuple[list[Step], int]:
@@ -141,6 +145,8 @@ class _Fuser:
         self.check_depthwise(temporal[0], (1, 3), "SAME")
         project = self.take("CONV_2D", temporal[2].outputs[0])
         self.check_convolution(project)
+        if self.shape(project.outputs[0]) != (1, 1, *self.shape(current)[2:]):
+            raise self.error("a row as wide as the block's map is expected", project)
         total = self.here()
         inputs = {whole.outputs[0], project.outputs[0]}
         if total.kind != "ADD" or set(total.inputs) != inputs:
@@ -160,7 +166,6 @@ class _Fuser:
             convolution = self.take("DEPTHWISE_CONV_2D", current)
             self.check_depthwise(convolution, (3, 1), "SAME")
             return (convolution,), convolution
-        rows = self.shape(current)[1]
         padded = self.take("PAD", current)
         if self.integers(padded, 1) != [0, 0, 1, 1, 0, 0, 0, 0]:
             raise self.error("one row of padding on either side is expected", padded)
@@ -178,8 +183,7 @@ class _Fuser:
                 raise self.error("bands of equal size, one after another, are expected", part)
             found.append(convolution)
         whole = self.take("CONCATENATION", *(part.outputs[0] for part in found))
-        if whole.options.get("axis") != 1 or self.shape(whole.outputs[0])[1] != rows:
-            raise self.error("bands that make up the whole map are expected", whole)
+        self.check_bands(found, whole, current)
         return tuple(found), whole
 
     def here(self) -> Operator:
@@ -198,24 +202,40 @@ class _Fuser:
         self.at += 1
         return operator
 
+    def check_bands(self, found: Sequence[Operator], whole: Operator, current: int) -> None:
+        """They are all of the map, whole rows, in equal parts with one clamp."""
+        _, rows, frames, channels = self.shape(current)
+        expected = {(1, rows // max(len(found), 1), frames, channels)}
+        if (
+            len(whole.inputs) != len(found)
+            or self.shape(whole.outputs[0]) != self.shape(current)
+            or {self.shape(band.outputs[0]) for band in found} != expected
+        ):
+            raise self.error("bands that make up the whole map are expected", whole)
+        if len({band.options["fused_activation"] for band in found}) != 1:
+            raise self.error("bands with the same fused activation are expected", whole)
+
     def check_normalization(self, run: Sequence[Operator]) -> None:
         """The means are of whole rows, by weights that are all the same, without a bias."""
-        channels, frames = self.shape(run[0].inputs[0])[3], self.shape(run[0].inputs[0])[2]
-        over_channels, over_frames = (1, 1, 1, channels), (1, 1, frames, 1)
-        for place, shape in (
+        _, rows, frames, channels = self.shape(run[0].inputs[0])
+        over_channels = (1, 1, 1, channels), (1, rows, frames, 1)
+        over_frames = (1, 1, frames, 1), (1, rows, 1, 1)
+        for place, (shape, mean) in (
             (0, over_channels),
             (1, over_frames),
             (3, over_channels),
             (4, over_frames),
         ):
             operator = run[place]
+            self.check_convolution(operator)
             weights, bias = (self.graph.tensors[i].data for i in operator.inputs[1:])
             assert weights is not None and bias is not None
             equal = (weights == weights.reshape(-1)[0]).all()
-            if weights.shape != shape or not equal or bias.any():
+            fits = weights.shape == shape and self.shape(operator.outputs[0]) == mean
+            if not fits or not equal or bias.any():
                 raise self.error("equal weights over a whole row are expected", operator)
-        if self.graph.tensors[run[8].inputs[1]].data is None:
-            raise self.error("a constant is expected", run[8])
+        if math.prod(self.shape(run[8].inputs[1])) != 1:
+            raise self.error("a constant of one element is expected", run[8])
 
     def check_window(self, operator: Operator, window: tuple[int, ...]) -> None:
         options = operator.options
@@ -233,10 +253,8 @@ class _Fuser:
             raise self.error("no fused activation is expected", operator)
 
     def check_convolution(self, operator: Operator) -> None:
-        """Neither dilated nor grouped."""
-        grouped = self.shape(operator.inputs[0])[-1] != self.shape(operator.inputs[1])[-1]
-        if grouped or self.dilations(operator) != (1, 1):
-            raise self.error("a convolution without groups and dilation is expected", operator)
+        if self.dilations(operator) != (1, 1):
+            raise self.error("a convolution without dilation is expected", operator)
 
     def check_depthwise(self, operator: Operator, kernel: tuple[int, int], padding: str) -> None:
         options = operator.options
@@ -263,8 +281,7 @@ class _Fuser:
 
     def integers(self, operator: Operator, place: int) -> list[int]:
         data = self.graph.tensors[operator.inputs[place]].data
-        if data is None:
-            raise self.error("a constant is expected", operator)
+        assert data is not None
         return [int(value) for value in data.ravel()]
 
     def error(self, text: str, operator: Operator | None = None) -> InputError:
@@ -272,5 +289,6 @@ class _Fuser:
             operator = self.operators[self.at]
         where = f"{operator.kind} {self.graph.name(operator)!r}: " if operator else ""
         return InputError(
-            f"{where}{text}; --target c99 is for the network family, use tflite-micro for others"
+            f"{where}{text}; C is generated for the network family alone, other graphs run by "
+            "TFLite Micro"
         )

@@ -67,6 +67,9 @@ def test_the_command_writes_and_prints(
         return [FAST]
 
     monkeypatch.setattr(bench, "bench", measured)
+    assert main(["--out", str(tmp_path)]) == 2
+    refusal = capsys.readouterr().err  # and no word of measuring
+    assert refusal == f"error: --out '{tmp_path}' is no regular file; give the path of a file\n"
     out = tmp_path / "new" / "bench.json"
     assert main(["--out", str(out)]) == 0
     captured = capsys.readouterr()

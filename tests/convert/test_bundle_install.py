@@ -1,51 +1,16 @@
-"""A bundle is written whole or not at all, and nothing of others' is touched."""
+"""A bundle is written whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
-from convert.bundle.install import install
 from firmware_ref.errors import InputError
-
-MANIFEST = "manifest.json"
-Files = Mapping[str, bytes]
-
-
-def listing(**contents: bytes) -> dict[str, bytes]:
-    """Files with a manifest that lists them; `__` in a name separates folders."""
-    files = {name.replace("__", "/"): content for name, content in contents.items()}
-    entries = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in files.items()
-    }
-    return {**files, MANIFEST: json.dumps({"files": entries}).encode()}
-
-
-OLD = listing(model=b"old", src__network=b"old network", only__of__old=b"old alone")
-NEW = listing(model=b"new", src__network=b"new network", fresh__of__new=b"new alone")
-
-
-def found(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def folders(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()}
-
-
-def write(files: Files, folder: Path) -> list[Path]:
-    return install(files, folder, MANIFEST)
+from tests.convert.installs import NEW, OLD, folders, found, listing, write
 
 
 def test_a_new_folder(tmp_path: Path) -> None:
@@ -68,60 +33,6 @@ def test_what_was_changed_since_is_no_longer_ours(tmp_path: Path) -> None:
     (tmp_path / "only/of/old").write_bytes(b"edited")
     write(NEW, tmp_path)
     assert found(tmp_path) == {**NEW, "only/of/old": b"edited"}
-
-
-@pytest.mark.parametrize("name", ["../outside", "{absolute}", "src/../../outside", "a\0b", "", "."])
-def test_a_hostile_manifest_reaches_nothing_outside(tmp_path: Path, name: str) -> None:
-    out, outside = tmp_path / "out", tmp_path / "outside"
-    outside.write_bytes(b"precious")
-    write(OLD, out)
-    entry = {"sha256": hashlib.sha256(b"precious").hexdigest()}
-    path = name.format(absolute=outside)
-    kept = {n: e for n, e in json.loads(OLD[MANIFEST])["files"].items() if n != "only/of/old"}
-    (out / MANIFEST).write_text(json.dumps({"files": {**kept, path: entry}}))
-    write(NEW, out)
-    assert outside.read_bytes() == b"precious"
-    assert found(out) == {**NEW, "only/of/old": b"old alone"}
-
-
-def test_a_link_that_a_manifest_lists_is_left(tmp_path: Path) -> None:
-    out, outside = tmp_path / "out", tmp_path / "outside"
-    outside.write_bytes(b"old alone")
-    write(OLD, out)
-    (out / "only/of/old").unlink()
-    (out / "only/of/old").symlink_to(outside)
-    write(NEW, out)
-    assert (out / "only/of/old").is_symlink() and outside.read_bytes() == b"old alone"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', "[" * 100_000],
-)
-def test_a_manifest_that_is_none_is_of_others(tmp_path: Path, text: str) -> None:
-    (tmp_path / MANIFEST).write_text(text)
-    (tmp_path / "a").write_bytes(b"kept")
-    with pytest.raises(InputError, match=r"manifest\.json' is none of an earlier bundle's"):
-        write(NEW, tmp_path)
-    assert found(tmp_path) == {MANIFEST: text.encode(), "a": b"kept"}
-
-
-@pytest.mark.parametrize("earlier", [False, True])
-@pytest.mark.parametrize("name", ["model", "src/network"])
-def test_files_of_others_and_edited_ones_are_never_overwritten(
-    tmp_path: Path, name: str, earlier: bool
-) -> None:
-    if earlier:
-        write(OLD, tmp_path)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_bytes(b"of others")
-    before = found(tmp_path)
-    with pytest.raises(InputError, match=f"{name}' is none of an earlier bundle's files, or was"):
-        write(NEW, tmp_path)
-    assert found(tmp_path) == before
-    (tmp_path / name).write_bytes(NEW[name])
-    write(NEW, tmp_path)
-    assert NEW.items() <= found(tmp_path).items()
 
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
@@ -155,6 +66,64 @@ def test_an_interruption_leaves_the_bundle_that_was_there(
     assert (found(tmp_path), folders(tmp_path)) == before
     write(NEW, tmp_path)
     assert found(tmp_path) == {**NEW, "theirs": b"another's"}
+
+
+# Of the eight renames: as old files are moved away, and as new ones come.
+@pytest.mark.parametrize("step", [3, 6])
+def test_sigterm_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    write(OLD, tmp_path)
+    replace, count = os.replace, 0
+
+    def terminated(source: Path, target: Path) -> None:
+        nonlocal count
+        count += 1
+        replace(source, target)
+        if count == step:
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL, "would end this process"
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(os, "replace", terminated)
+    with pytest.raises(KeyboardInterrupt):
+        write(NEW, tmp_path)
+    assert found(tmp_path) == OLD
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_handler_of_the_callers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(os, "rename", lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        write(NEW, tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIG_IGN]
+
+
+def test_a_thread_can_install(tmp_path: Path) -> None:
+    """Only the main one may set a handler."""
+    thread = threading.Thread(target=write, args=(NEW, tmp_path / "out"))
+    thread.start()
+    thread.join()
+    assert found(tmp_path / "out") == NEW
+
+
+def test_a_folder_that_cannot_be_removed_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(OLD, tmp_path)
+    remove = Path.rmdir
+
+    def busy(path: Path) -> None:
+        if path.name == "of":
+            raise OSError(16, "Device or resource busy", str(path))
+        remove(path)
+
+    monkeypatch.setattr(Path, "rmdir", busy)
+    write(NEW, tmp_path)
+    assert found(tmp_path) == NEW and "only/of" in folders(tmp_path)
 
 
 @pytest.mark.parametrize("exists", [False, True])
