@@ -215,7 +215,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from train.page import write_report
 
     if args.out:
-        check_folder(args.out, "--out")
+        _check_no_run(args.out)
     dataset = load_dataset(args.dataset, data_folder(args.data))
     report = assess(Path(args.model), dataset, args.fold, _source(args), _warn)
     if args.out:
@@ -227,7 +227,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _correct(args: argparse.Namespace) -> int:
     from train import prepare, spectrum_correction
 
-    check_folder(args.out, "--out")
+    _check_no_run(args.out)
     config, dataset, source = _prepared(args)
     clips = prepare.split(config, dataset, args.fold).train  # those that a run learns from
     clips = source.usable(clips, prepare.training_cut(config, source), _warn)
@@ -266,7 +266,7 @@ def _summarize(args: argparse.Namespace) -> int:
     from train.summary import as_text, summarize, write_summary
 
     if args.out:
-        check_folder(args.out, "--out")
+        _check_no_run(args.out)
     found = summarize(args.runs)
     if args.out:
         write_summary(found, Path(args.out))
@@ -311,6 +311,15 @@ def _source(args: argparse.Namespace) -> Source:
 
     folder = cache_folder(args.cache)
     return Source(FeatureDefinition(), folder, args.skip_bad, progress(args.quiet))
+
+
+def _check_no_run(out: str) -> None:
+    """Refuse a folder that cannot take a result, or that holds a run's own files of that name."""
+    from train.run import RUN_FILE
+
+    check_folder(out, "--out")
+    if (Path(out) / RUN_FILE).exists():
+        raise InputError(f"--out {out!r} holds a run, whose files it would replace; name another")
 
 
 def _warn(line: str) -> None:

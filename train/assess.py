@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from firmware_ref import graph
-from firmware_ref.arch import layers
 from firmware_ref.classify import Classifier
 from firmware_ref.errors import InputError
 from firmware_ref.manifest import ModelMetadata, read_checkpoint_manifest
@@ -93,7 +92,7 @@ def _torch(path: Path) -> _Model:
             ),
         )
     saved = checkpoint.load(path, "float")
-    _check_size(saved, str(path))
+    checkpoint.check_size(saved, path)
     module = build_model(saved.network)
     load_module(module, saved.tensors, f"checkpoint {str(path)!r}")
     normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)
@@ -112,17 +111,6 @@ def _int8(path: Path) -> _Model:
         classifier.metadata,
         lambda windows: over_log_mels(windows, classifier.of_log_mels),
     )
-
-
-def _check_size(saved: checkpoint.Checkpoint, path: str) -> None:
-    """Refuse a network of more parameters than the file holds before any of it is built."""
-    claimed = sum(layer.parameters for layer in layers(saved.network))
-    held = sum(tensor.size for tensor in saved.tensors.values())
-    if claimed > held:
-        raise InputError(
-            f"checkpoint {path!r} claims {claimed:,} parameters and holds {held:,} numbers; "
-            "restore the file"
-        )
 
 
 def _check_fold(path: str, unheard: int | None, fold: int | None) -> int:

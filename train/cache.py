@@ -44,8 +44,15 @@ class Entry:
 
 
 def cache_folder(argument: str | None) -> Path:
-    """The folder of the cache: ``--cache``, ``ASC_CACHE``, or ``~/.cache/tinyscene``."""
-    return Path(argument or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "tinyscene")
+    """The folder of the cache: ``--cache``, ``ASC_CACHE``, or ``~/.cache/tinyscene``.
+
+    Raises `InputError` where none of them is there, as for a container's user without a home.
+    """
+    try:
+        named = argument or os.environ.get(CACHE_VARIABLE)
+        return Path(named or Path.home() / ".cache" / "tinyscene")
+    except RuntimeError:
+        raise InputError(f"no home directory; give --cache or set {CACHE_VARIABLE}") from None
 
 
 class Store:

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from firmware_ref.arch import Network
+from firmware_ref.arch import Network, layers
 from firmware_ref.errors import InputError, write_whole
 from firmware_ref.manifest import (
     CHECKPOINT_FORMAT,
@@ -88,6 +88,17 @@ def load(
 
 def _not_finite(tensor: np.ndarray) -> np.ndarray:
     return ~np.isfinite(tensor)
+
+
+def check_size(saved: Checkpoint, path: str | Path) -> None:
+    """Refuse a network of more parameters than the file holds, before any of it is built."""
+    claimed = sum(layer.parameters for layer in layers(saved.network))
+    held = sum(tensor.size for tensor in saved.tensors.values())
+    if claimed > held:
+        raise InputError(
+            f"checkpoint {str(path)!r} claims {claimed:,} parameters and holds {held:,} numbers; "
+            "restore the file"
+        )
 
 
 def require_run(saved: Checkpoint, identity: Mapping[str, Any], path: str | Path) -> None:

@@ -187,6 +187,26 @@ class Config:
             )
         if self.teacher_stage is None and self.trains_teachers:
             raise InputError("config section [teacher] is missing; say how teachers are trained")
+        for section, stage in self.stages.items():
+            rate, last = stage.learning_rate, stage.final_learning_rate
+            if stage.epochs and not rate:
+                raise InputError(
+                    f"config {section}.learning_rate=0 trains nothing; set it above 0, or "
+                    f"{section}.epochs=0"
+                )
+            if stage.epochs and last > rate:
+                raise InputError(
+                    f"config {section}.final_learning_rate={last} is above {section}.learning_rate="
+                    f"{rate}, the rate would rise; set {section}.final_learning_rate={rate} or less"
+                )
+
+    @property
+    def stages(self) -> dict[str, OptimizerConfig]:
+        """How each part of a run is optimised, in their order, by its section in a file."""
+        found = {"float": self.float_stage, "qat": self.qat_stage.optimizer}
+        if self.teacher_stage and self.trains_teachers:
+            found = {"teacher": self.teacher_stage, **found}
+        return found
 
     @property
     def trains_teachers(self) -> bool:

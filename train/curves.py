@@ -20,6 +20,9 @@ from train.report import printable
 EPOCHS_FILE = "epochs.jsonl"
 LARGEST_BYTES = 2**26
 MOST_EPOCHS = 100_000
+MOST_STAGES = 64
+# Of float32: no loss is larger, and no picture could show it.
+LARGEST_LOSS = 3.5e38
 COLUMN_INCHES, ROW_INCHES, DOTS_PER_INCH = 4.2, 3.4, 110
 # What is drawn: its key in the log, its name, its colour.
 DRAWN = (
@@ -46,6 +49,8 @@ def read_curves(path: Path) -> Curves:
                 raise ValueError("number")
             row = tuple(_number(values.get(key)) for key, _, _ in DRAWN)
             found.setdefault(printable(str(values["stage"])), {})[number] = row
+        if not 1 <= len(found) <= MOST_STAGES:
+            raise ValueError("stages")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"log {str(path)!r} has no epochs; give the one of a run") from None
     return {stage: _series(rows) for stage, rows in found.items()}
@@ -54,9 +59,11 @@ def read_curves(path: Path) -> Curves:
 def _number(value: object) -> float:
     if value is None:
         return math.nan
-    if type(value) not in (int, float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError("figure")
-    return float(value)  # type: ignore[arg-type]  # a number, as was seen
+    if not abs(value) <= LARGEST_LOSS:  # NaN neither
+        raise ValueError("figure")
+    return float(value)
 
 
 def _series(rows: Mapping[int, tuple[float, ...]]) -> dict[str, np.ndarray]:

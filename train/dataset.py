@@ -84,6 +84,11 @@ class Dataset:
             )
         return train, test
 
+    def absent(self, recordings: Sequence[Recording]) -> str:
+        """The labels that none of these recordings has, to be read; empty where all are there."""
+        there = {r.label for r in recordings}
+        return ", ".join(repr(name) for n, name in enumerate(self.labels) if n not in there)
+
 
 def hold_out(
     recordings: Sequence[Recording], fraction: float

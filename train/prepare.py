@@ -82,6 +82,7 @@ class Split:
 def split(config: Config, dataset: Dataset, test_fold: int) -> Split:
     """The recordings by use; refuses those that the configuration cannot train on."""
     train, test = dataset.split(test_fold)
+    _check_heard(dataset, train)
     validation: list[Recording] = []
     if config.data.selection == "validation":
         train, validation = hold_out(train, config.data.validation_fraction)
@@ -105,12 +106,15 @@ def prepare(
     """
     cut = training_cut(config, source)
     train_clips = source.usable(recordings.train, cut, warn)
+    _check_heard(dataset, train_clips)
     variations = _variations(config.augment, train_clips, source, out)
     extracted = [source.extract(train_clips, cut, variation) for variation, _ in variations]
     train_devices = tuple(d for d in dataset.devices if any(r.device == d for r in train_clips))
     train = gather(train_clips, train_devices, extracted, active_only=True)
     plain = gather(train_clips, train_devices, extracted[:1], active_only=True)
     test_clips = source.usable(recordings.test, Cut(), warn)
+    if absent := dataset.absent(test_clips):
+        warn(f"the test split has no recording of {absent}; no figure covers that")
     test = _evaluation(test_clips, dataset, source)
     validation = test if config.data.selection == "test" else None
     kept = len(train_clips) + len(test_clips) + len(recordings.validation)
@@ -130,6 +134,15 @@ def prepare(
         InputNormalization.measure(plain, config.network.input_channels),
         sum(map(len, (recordings.train, recordings.validation, recordings.test))) - kept,
     )
+
+
+def _check_heard(dataset: Dataset, train: Sequence[Recording]) -> None:
+    """Refuse to train a class without a recording of it, which the model would only ever guess."""
+    if absent := dataset.absent(train):
+        raise InputError(
+            f"{dataset.name} has no training recording of {absent} in this split; leave out "
+            "another --fold, or add recordings"
+        )
 
 
 def training_cut(config: Config, source: Source) -> Cut:

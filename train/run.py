@@ -139,10 +139,11 @@ def start(
     if not resume:
         check_free(out)
         check_folder(out, "--out")
-        if path.exists():
-            _lock(path).close()
-        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-        return _claimed(path)
+        os.makedirs(os.path.realpath(out), exist_ok=True)
+        path.touch()  # to have something to lock: of two that start at once, one goes on
+        with _lock(path):
+            write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+            return _claimed(path)
     if not path.exists():
         raise InputError(f"--resume: {str(out)!r} holds no run; leave --resume out, or mend --out")
     try:
@@ -220,7 +221,7 @@ def _measure(
         labels=dataset.labels,
         devices=dataset.devices,
         metrics=metrics,
-        selection=_selection(config),
+        selection=_selection(config, len(prepared.names), _held_out(prepared)),
         selected_on_reported_split=config.data.selection == "test",
         provenance={
             "seed": config.seed,
@@ -236,30 +237,35 @@ def _measure(
 def _recipe(config: Config) -> str:
     """What runs of several folds and seeds have in common, as a hash.
 
-    Files differ from fold to fold: of a teacher that is read its kind counts, not its path.
+    Files differ from fold to fold: of a teacher that is read its kind counts, not its path, and of
+    weights whether there are any. What a run computes on moves a figure by rounding alone; its
+    precision does more.
     """
-    values = {k: v for k, v in config.to_dict().items() if k not in ("seed", "compute")}
+    values = {k: v for k, v in config.to_dict().items() if k not in ("seed", "name")}
+    values["compute"] = {"precision": config.compute.precision}
     values["augment"].pop("spectrum_correction_file")
     for teacher in values["distillation"]["teachers"]:
+        teacher["weights"] = bool(teacher["weights"])
         if teacher["kind"] not in TRAINED_TEACHERS:
             teacher["source"] = ""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _selection(config: Config) -> str:
-    """In words, what chose the epochs."""
-    stages = {"float": config.float_stage, "qat": config.qat_stage.optimizer}
-    if config.teacher_stage and config.trains_teachers:
-        stages = {"teacher": config.teacher_stage, **stages}
-    best = [name for name, stage in stages.items() if stage.keep == "best" and stage.epochs]
+def _held_out(prepared: Prepared) -> int:
+    """How many clips are held out to choose the epochs by."""
+    return 0 if prepared.validation is None else len(np.unique(prepared.validation.clips))
+
+
+def _selection(config: Config, learned: int, held_out: int) -> str:
+    """In words, what chose the epochs; of the training clips so many are learned from, or not."""
+    best = [n for n, stage in config.stages.items() if stage.keep == "best" and stage.epochs]
     if config.data.selection == "test":
         return f"the best epoch on the reported split itself ({', '.join(best) or 'none'})"
-    fraction = config.data.validation_fraction
-    if not (best and fraction):
+    if not (best and held_out):
         return "none: the last epoch"
     how = {"qat": "of least loss in device arithmetic"}
     chosen = " and ".join(f"the {n} epoch {how.get(n, 'of highest accuracy')}" for n in best)
-    return f"{chosen} on {fraction:.0%} of the training clips"
+    return f"{chosen} on {held_out:,} of {learned + held_out:,} training clips"
 
 
 def _check_sizes(network: Network, dataset: Dataset, definition: FeatureDefinition) -> None:

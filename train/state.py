@@ -79,6 +79,7 @@ def _optimizer(
     weights = [p for n, p in parameters.items() if p.ndim > 1]
     others = [p for n, p in parameters.items() if p.ndim <= 1 and not is_range[n]]
     ranges = [p for n, p in parameters.items() if is_range[n]]
+    # A rate of 0 is one of a stage without epochs (`Config`).
     factor = range_learning_rate / config.learning_rate if config.learning_rate else 0.0
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.weight_decay},

@@ -185,11 +185,15 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
 
 def write_summary(summary: Summary, folder: Path) -> None:
     """JSON, Markdown, the INT8 confusion matrix over all runs and their curves into a folder."""
-    write_whole(folder / JSON_FILE, (json.dumps(summary.to_dict(), indent=2) + "\n").encode())
-    write_whole(folder / MARKDOWN_FILE, as_markdown(summary).encode())
     title = f"{summary.dataset}, INT8, {_counts(summary)}"
-    write_whole(folder / CONFUSION_FILE, confusion_png(summary.confusion, summary.labels, title))
-    write_whole(folder / CURVES_FILE, curves_png([run.curves for run in summary.runs]))
+    files = {
+        JSON_FILE: (json.dumps(summary.to_dict(), indent=2) + "\n").encode(),
+        MARKDOWN_FILE: as_markdown(summary).encode(),
+        CONFUSION_FILE: confusion_png(summary.confusion, summary.labels, title),
+        CURVES_FILE: curves_png([run.curves for run in summary.runs]),
+    }
+    for name, data in files.items():
+        write_whole(folder / name, data)
 
 
 def as_text(summary: Summary) -> str:

@@ -148,6 +148,7 @@ class _TeacherStage:
                     f"needed is {wanted!r}, so that it has heard no recording to test or validate "
                     "on"
                 )
+        checkpoint.check_size(saved, teacher.source)
         module = build_model(saved.network)
         load_module(module, saved.tensors, f"teacher {teacher.source!r}")
         normalization = InputNormalization(saved.metadata.mean, saved.metadata.std)

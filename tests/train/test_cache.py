@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -269,6 +270,21 @@ def test_the_folder_is_the_argument_the_variable_or_the_home(
     assert cache_folder("/a") == Path("/a") and cache_folder(None) == Path("/b")
     monkeypatch.delenv("ASC_CACHE")
     assert cache_folder(None) == Path.home() / ".cache" / "tinyscene"
+
+
+def test_a_user_without_a_home_is_told_what_to_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a container's that has a number alone."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("ASC_CACHE")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    refused(lambda: cache_folder(None), "no home directory; give --cache or set ASC_CACHE")
+    assert cache_folder("/a") == Path("/a")
 
 
 @pytest.mark.parametrize("root", ["file", "file/below", "/proc/nowhere", "link"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -87,3 +88,47 @@ def test_a_teacher_that_is_read_needs_none(kind: str) -> None:
 
 def test_cross_gradient_shares_are_as_in_the_paper() -> None:
     assert CrossGradientConfig().perturbed_weight == 0.5
+
+
+# Rates that would rise, or teach nothing
+
+TAUGHT = DistillationConfig(teachers=(TeacherConfig("network", "x"),))
+
+
+def staged(section: str, stage: OptimizerConfig, **changes: Any) -> Config:
+    """A configuration with one stage of this kind, the others as they should be."""
+    stages = {"float": STAGE, "qat": STAGE, "teacher": STAGE, section: stage}
+    network, qat = preset("qti-c40"), QatConfig(stages["qat"])
+    return Config("mine", network, stages["float"], qat, teacher_stage=stages["teacher"], **changes)
+
+
+@pytest.mark.parametrize("section", ["float", "qat", "teacher"])
+@pytest.mark.parametrize(
+    ("rate", "last", "message"),
+    [
+        (0.0, 0.0, "{0}.learning_rate=0 trains nothing; set it above 0, or {0}.epochs=0"),
+        (0.0, 1e-5, "{0}.learning_rate=0 trains nothing; set it above 0, or {0}.epochs=0"),
+        (
+            1e-6,
+            1e-5,
+            "{0}.final_learning_rate=1e-05 is above {0}.learning_rate=1e-06, the rate would rise; "
+            "set {0}.final_learning_rate=1e-06 or less",
+        ),
+    ],
+)
+def test_a_rate_that_rises_or_is_nothing_is_refused(
+    section: str, rate: float, last: float, message: str
+) -> None:
+    stage = OptimizerConfig(epochs=3, learning_rate=rate, final_learning_rate=last)
+    with pytest.raises(InputError, match=re.escape(message.format(section))):
+        staged(section, stage, distillation=TAUGHT)
+    # Without an epoch there is no rate.
+    staged(section, dataclasses.replace(stage, epochs=0), distillation=TAUGHT)
+
+
+def test_a_constant_rate_and_a_section_that_is_not_used_are_accepted() -> None:
+    constant = OptimizerConfig(epochs=3, learning_rate=1e-6, final_learning_rate=1e-6)
+    assert staged("qat", constant).qat_stage.optimizer == constant
+    found = staged("teacher", OptimizerConfig(epochs=3, learning_rate=0.0))
+    assert found.stages == {"float": STAGE, "qat": STAGE}
+    assert list(staged("qat", STAGE, distillation=TAUGHT).stages) == ["teacher", "float", "qat"]

@@ -43,6 +43,7 @@ def test_a_real_run(finished: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
+        "",
         "x",
         "[" * 100_000,
         "5",
@@ -51,11 +52,17 @@ def test_a_real_run(finished: Path) -> None:
         '{"stage": "a", "number": 1000000000, "loss": 1}',
         '{"stage": "a", "number": true, "loss": 1}',
         '{"stage": "a", "number": 1, "loss": "1"}',
+        '{"stage": "a", "number": 1, "loss": true}',
+        '{"stage": "a", "number": 1, "loss": 1' + "0" * 400 + "}",
+        '{"stage": "a", "number": 1, "loss": 1e39}',
+        '{"stage": "a", "number": 1, "loss": -1e999}',
+        '{"stage": "a", "number": 1, "loss": NaN}',
+        "\n".join(f'{{"stage": "a{n}", "number": 1, "loss": 1}}' for n in range(65)),
     ],
 )
 def test_what_is_no_log_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / EPOCHS_FILE
-    path.write_text(line + "\n")
+    path.write_text(line and line + "\n")
     with pytest.raises(InputError, match="has no epochs; give the one of a run"):
         read_curves(path)
 

@@ -13,7 +13,7 @@ from convert.flatbuffer import write
 from firmware_ref.errors import BAD_INPUT, HOLDS
 from firmware_ref.graph import METADATA_NAME
 from firmware_ref.quantize import quantize_graph
-from tests.train.runs import one_line
+from tests.train.runs import contents, one_line
 from train import checkpoint, qat_checkpoint
 from train.__main__ import main
 
@@ -141,3 +141,20 @@ def test_a_checkpoint_without_part_of_its_manifest_is_one_line(
         command = ["evaluate", "--model", str(path), "--data", str(tiny_esc10)]
         assert main(command) == BAD_INPUT
         one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "spectrum-correction", "summarize"])
+def test_the_folder_of_a_run_takes_no_other_result(
+    copied: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Before anything is read; all of these would replace files of its own."""
+    before = contents(copied)
+    own = {
+        "evaluate": ["--model", str(copied / "float.safetensors"), "--data", "absent"],
+        "spectrum-correction": ["--data", "absent"],
+        "summarize": ["absent"],
+    }
+    assert main([command, *own[command], "--out", str(copied)]) == BAD_INPUT
+    wanted = f"--out '{copied}' holds a run, whose files it would replace; name another"
+    assert one_line(capsys) == f"error: {wanted}"
+    assert contents(copied) == before

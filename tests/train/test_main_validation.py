@@ -195,7 +195,8 @@ def test_a_run_returns_what_it_writes(validated: Path, recordings: Path, tmp_pat
     assert list(report.metrics) == ["float", "qat", "int8"]
     values = json.loads((validated / "metrics.json").read_text())
     assert values["selection"] == (
-        "the qat epoch of least loss in device arithmetic on 25% of the training clips"
+        # Of six clips a class a quarter is one and a half: two are held out.
+        "the qat epoch of least loss in device arithmetic on 6 of 18 training clips"
     )
     assert values == json.loads(json.dumps(report.to_dict()))
     assert values["fidelity"]["windows"] == 18

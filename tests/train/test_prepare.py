@@ -18,6 +18,7 @@ from firmware_ref.errors import InputError
 from firmware_ref.features import features, log_mel, stack_deltas
 from firmware_ref.fixed_frontend import pcm16
 from firmware_ref.frontend import network_input
+from tests.train.refusals import refused
 from tests.train.runs import EVERYTHING, SETTINGS
 from tests.train.stages import CPU, DEFINITION, Bench, bench, no_warning, source
 from tests.train.trees import device_log_mel
@@ -296,3 +297,46 @@ def test_a_real_sound_file_is_cut_as_the_device_cuts_it(
         )
         (clip,) = (n for n, r in enumerate(part) if r.name == name)
         assert int((windows.clips == clip).sum()) == count
+
+
+# Classes that a split lacks
+
+
+def without(root: Path, label: str, fold: int) -> Path:
+    """Recordings whose index names none of this class in this fold."""
+    index = root / "esc10" / "meta.csv"
+    kept = [row for row in index.read_text().splitlines() if f"{label}/{fold}-" not in row]
+    index.write_text("\n".join(kept) + "\n")
+    return root
+
+
+def test_a_class_that_training_does_not_hear_is_refused(
+    make_esc10: MakeEsc10, tmp_path: Path
+) -> None:
+    root = without(make_esc10(), "Rain", fold=2)
+    config, dataset = load_config("esc10", SETTINGS), load_dataset("esc10", root)
+    said = "ESC-10 has no training recording of 'Rain' in this split; leave out another --fold, or"
+    refused(lambda: split(config, dataset, 1), said)
+    assert len(split(config, dataset, 2).train) == 6
+    # So it is where none can be read.
+    root = make_esc10()
+    for number in (1, 3):
+        (root / "esc10" / "Sea waves" / f"2-{number}.wav").write_bytes(b"no sound")
+    dataset, skipping = load_dataset("esc10", root), dataclasses.replace(source(), skip_bad=True)
+    recordings, warned = split(config, dataset, 1), list[str]()
+    refused(
+        lambda: prepare(config, dataset, recordings, skipping, tmp_path, warned.append),
+        "no training recording of 'Sea waves'",
+    )
+    assert warned[-1] == "left out 2 of 6 recordings"
+
+
+def test_a_class_that_is_not_tested_is_told(make_esc10: MakeEsc10, tmp_path: Path) -> None:
+    root = without(without(make_esc10(), "Rain", fold=1), "Dog bark", fold=1)
+    config, dataset = load_config("esc10", SETTINGS), load_dataset("esc10", root)
+    recordings, warned = split(config, dataset, 1), list[str]()
+    prepared = prepare(config, dataset, recordings, source(), tmp_path, warned.append)
+    assert warned == [
+        "the test split has no recording of 'Dog bark', 'Rain'; no figure covers that"
+    ]
+    assert set(prepared.test.labels) == {2}

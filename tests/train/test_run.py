@@ -16,7 +16,7 @@ from typing import IO, Any
 import pytest
 import torch
 
-from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, InputError
+from firmware_ref.errors import BAD_INPUT, CHECK_FAILED, HOLDS, InputError, write_whole
 from firmware_ref.features import FeatureDefinition
 from tests.train.runs import (
     EVERYTHING,
@@ -31,7 +31,7 @@ from tests.train.runs import (
 from tests.train.stages import bench, source
 from train import checkpoint
 from train.__main__ import main
-from train.config_file import load_config
+from train.config_file import CONFIG_FOLDER, load_config
 from train.datasets import load_dataset
 from train.run import Console, _check_sizes, _recipe, run, start
 
@@ -68,6 +68,11 @@ from train.run import Console, _check_sizes, _recipe, run, start
         ),
         ("data.selection=train", BAD_INPUT, "data.selection='train'; allowed: validation, test"),
         ("float.keep=first", BAD_INPUT, "float.keep='first'; allowed: best, last"),
+        (
+            "qat.learning_rate=1e-6",
+            BAD_INPUT,
+            "config qat.final_learning_rate=1e-05 is above qat.learning_rate=1e-06",
+        ),
         ("compute.threads=0", BAD_INPUT, "compute.threads=0 must be an integer from 1 to 1024"),
     ],
 )
@@ -239,6 +244,45 @@ def test_a_teacher_of_each_fold_is_one_recipe() -> None:
     assert recipe("checkpoint", "fold-1") == recipe("checkpoint", "fold-2")
     assert recipe("checkpoint", "fold-1") != recipe("table", "fold-1")
     assert recipe("network", "qti-c40") != recipe("network", "qti-c80")
+
+
+def test_what_moves_figures_makes_a_recipe_and_what_names_them_does_not(tmp_path: Path) -> None:
+    def recipe(*changes: str, config: str = "esc10") -> str:
+        return _recipe(load_config(config, changes))
+
+    copy = tmp_path / "mine.toml"
+    copy.write_bytes((CONFIG_FOLDER / "esc10.toml").read_bytes())
+    assert recipe(config=str(copy)) == recipe()
+    for change in ("compute.device=auto", "compute.threads=7", "compute.compile=true", "seed=3"):
+        assert recipe(change) == recipe(), change
+    for change in ("compute.precision=bfloat16", "qat.epochs=9", "augment.mixup_alpha=0"):
+        assert recipe(change) != recipe(), change
+
+    def tuned(source: str, weights: str) -> str:
+        return _recipe(load_config("report", with_teacher(named("module", source, weights))))
+
+    assert tuned("m:f", "fold-1.safetensors") == tuned("m:f", "fold-2.safetensors")
+    assert len({tuned("m:f", "a"), tuned("m:g", "a"), tuned("m:f", "")}) == 3
+
+
+def test_of_two_that_start_at_once_in_a_fresh_folder_one_goes_on(
+    tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second starts while the first writes what claims the folder."""
+    config, dataset = load_config("esc10", SETTINGS), load_dataset("esc10", tiny_esc10)
+    out = tmp_path / "new" / "out"
+
+    def meanwhile(path: Path, data: bytes) -> None:
+        monkeypatch.setattr("train.run.write_whole", write_whole)
+        with pytest.raises(InputError, match="in use by another process"):
+            start(dataclasses.replace(config, seed=1), dataset, 1, out, resume=False)
+        write_whole(path, data)
+
+    monkeypatch.setattr("train.run.write_whole", meanwhile)
+    with start(config, dataset, 1, out, resume=False) or nullcontext():
+        assert json.loads((out / "run.json").read_text())["config"]["seed"] == 0
+        with pytest.raises(InputError, match="in use by another process"):
+            start(config, dataset, 1, out, resume=False)
 
 
 def test_a_claim_that_was_replaced_is_no_claim(

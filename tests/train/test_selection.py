@@ -147,14 +147,13 @@ def test_nothing_is_marked_without_reason(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ((), "the qat epoch of least loss in device arithmetic on 25% of the training clips"),
+        ((), "the qat epoch of least loss in device arithmetic on 1,200 of 4,000 training clips"),
         (("qat.keep=last",), "none: the last epoch"),
         (("qat.epochs=0",), "none: the last epoch"),
-        (("data.validation_fraction=0",), "none: the last epoch"),
         (
             ("float.keep=best",),
             "the float epoch of highest accuracy and the qat epoch of least loss in device "
-            "arithmetic on 25% of the training clips",
+            "arithmetic on 1,200 of 4,000 training clips",
         ),
         (("data.selection=test",), "the best epoch on the reported split itself (qat)"),
         (
@@ -163,9 +162,14 @@ def test_nothing_is_marked_without_reason(finished: Path) -> None:
         ),
         (
             (f"distillation.teachers=[{named('network', 'qti-c40')}]", "qat.keep=last"),
-            "the teacher epoch of highest accuracy on 25% of the training clips",
+            "the teacher epoch of highest accuracy on 1,200 of 4,000 training clips",
         ),
     ],
 )
 def test_what_chose_the_epochs_is_said(changes: tuple[str, ...], words: str) -> None:
-    assert _selection(load_config("esc10", (*EVERYTHING, *changes))) == words
+    assert _selection(load_config("esc10", (*EVERYTHING, *changes)), 2800, 1200) == words
+
+
+def test_nothing_held_out_chose_nothing() -> None:
+    config = load_config("esc10", EVERYTHING)
+    assert _selection(config, 4000, 0) == "none: the last epoch"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from firmware_ref.errors import InputError
+from firmware_ref.errors import BAD_INPUT, HOLDS, InputError
+from tests.train.runs import one_line
 from train.__main__ import main
 from train.curves import EPOCHS_FILE
 from train.summary import (
@@ -167,3 +168,26 @@ def test_files_that_are_no_figures(tmp_path: Path, text: str) -> None:
     (tmp_path / METRICS_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"is no metrics\.json"):
         summarize([tmp_path])
+
+
+def test_a_summary_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(tmp_path), tmp_path / "out"
+    command = ["summarize", str(path), "--out", str(out)]
+    (path / EPOCHS_FILE).write_text("")
+    assert main(command) == BAD_INPUT
+    assert "epochs.jsonl' has no epochs; give the one of a run" in one_line(capsys)
+    assert not out.exists()
+    (path / EPOCHS_FILE).write_text('{"stage": "float", "number": 1, "loss": 1}\n')
+
+    def failing(*parts: object) -> bytes:
+        raise InputError("no picture")
+
+    for part in ("confusion_png", "curves_png"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"train.summary.{part}", failing)
+            assert main(command) == BAD_INPUT
+        assert one_line(capsys) == "error: no picture"
+        assert not out.exists()
+    assert main(command) == HOLDS

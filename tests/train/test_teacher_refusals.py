@@ -10,6 +10,7 @@ import pytest
 from firmware_ref.errors import BAD_INPUT, HOLDS, InputError
 from tests.train.runs import EVERYTHING, arguments, named, one_line, with_teacher
 from tests.train.stages import bench
+from train import checkpoint
 from train.__main__ import main
 from train.config_file import load_config
 
@@ -55,6 +56,21 @@ def test_a_quantised_checkpoint_is_no_teacher(
     file = finished / "qat.safetensors"
     with pytest.raises(InputError, match="is of stage 'qat'; needed is 'float'"):
         bench(tiny_devices, tmp_path, with_teacher(named("checkpoint", file))).teachers()
+
+
+def test_a_checkpoint_larger_than_its_file_is_refused_before_it_is_built(
+    tiny_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = bench(tiny_devices, tmp_path, EVERYTHING)
+    trained.float()
+    saved, path = checkpoint.load(tmp_path / "float.safetensors"), tmp_path / "large.safetensors"
+    network = {**saved.manifest["network"], "widths": [1000, 1000]}
+    checkpoint.save(path, saved.tensors, {**saved.manifest, "network": network})
+    student = bench(tiny_devices, tmp_path / "out", with_teacher(named("checkpoint", path)))
+    monkeypatch.setattr("train.teacher_stage.build_model", None)
+    said = rf"'{path}' claims [\d,]+ parameters and holds [\d,]+ numbers; restore the file"
+    with pytest.raises(InputError, match=said):
+        student.teachers()
 
 
 @pytest.mark.parametrize(

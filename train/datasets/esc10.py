@@ -8,7 +8,7 @@ from pathlib import Path
 
 from firmware_ref.errors import InputError
 from train.dataset import Dataset, Recording
-from train.datasets.index import Names, inside, rows, whole_number
+from train.datasets.index import Names, all_or_none, inside, rows, whole_number
 
 INDEX = "meta.csv"
 COLUMNS = ("filename", "label", "label_id", "fold")
@@ -20,13 +20,14 @@ EXAMPLE = "001 - Dog bark/1-100032-A.ogg"
 def read(folder: Path) -> Dataset:
     """ESC-10 in ``folder`` or its ``esc10/``: as its archive unpacks, or by a ``meta.csv``.
 
-    Columns filename, label, label_id, fold, and source_id, without which every clip is a source
-    of its own. Without that file, the names of the recordings say all of it.
+    Columns filename, label, label_id, fold, and in all rows or none source_id, without which every
+    clip is a source of its own. Without that file, the names of the recordings say all of it.
     """
     folder = folder / "esc10" if (folder / "esc10").is_dir() else folder
     index = folder / INDEX
     recordings: list[Recording] = []
     labels: dict[int, str] = {}
+    sources: list[str] = []
     names = Names()
     for where, row in rows(index, COLUMNS) if index.exists() else _named(folder):
         name = row["filename"]
@@ -36,8 +37,10 @@ def read(folder: Path) -> Dataset:
         fold = whole_number(row["fold"], "fold", where)
         if labels.setdefault(number, row["label"]) != row["label"]:
             raise InputError(f"{where}: label_id {number} has two names; restore the file")
-        source = row.get("source_id") or name
+        sources.append(row.get("source_id", ""))
+        source = sources[-1] or name
         recordings.append(Recording(name, path, number, fold, source, moment=name))
+    all_or_none(sources, "source_id", index)
     if not recordings or sorted(labels) != list(range(len(labels))):
         raise InputError(f"{str(index)!r} must number its labels 0, 1, 2, ...; restore the file")
     ordered = tuple(labels[i] for i in range(len(labels)))

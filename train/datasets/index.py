@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from firmware_ref.errors import InputError, read_bytes
@@ -20,16 +21,22 @@ def rows(
     """Each row by column, with where it stands, for messages; a missing cell is empty.
 
     Without a ``delimiter`` the first line tells: a tab, a semicolon or a comma. Lines end in LF or
-    CRLF. Raises `InputError` where the file is not such a table, where ``columns`` are not all
-    there or are empty in a row, and for a cell of more than `LONGEST_CELL` characters.
+    CRLF. Raises `InputError` where the file is not such a table in UTF-8, where ``columns`` are not
+    all there or are empty in a row, where a column is there twice, and for a cell of more than
+    `LONGEST_CELL` characters.
     """
-    text = read_bytes(index, LARGEST_BYTES, "index").decode("utf-8-sig", errors="replace")
+    text = _text(index)
     if delimiter is None:
         first = text.partition("\n")[0]
         delimiter = next((d for d in "\t;" if d in first), ",")
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restval="")
     try:
-        missing = [c for c in columns if c not in (reader.fieldnames or ())]
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        # Spreadsheets end lines in columns without a name.
+        named = Counter(name for name in reader.fieldnames if name)
+        if twice := [name for name, count in named.items() if count > 1]:
+            raise InputError(f"{str(index)!r} has two columns {twice[0]!r}; keep one of them")
+        missing = [c for c in columns if c not in named]
         if missing:
             raise InputError(
                 f"{str(index)!r} has no column {missing[0]!r}; it needs {', '.join(columns)}"
@@ -47,6 +54,24 @@ def rows(
             yield where, cells
     except csv.Error as error:
         raise InputError(f"{str(index)!r} is not CSV: {error}; restore the file") from None
+
+
+def _text(index: Path) -> str:
+    data = read_bytes(index, LARGEST_BYTES, "index")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Guessed at, its names would be those of other labels and files.
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{str(index)!r} line {line} is not UTF-8; save it as UTF-8") from None
+
+
+def all_or_none(cells: Iterable[str], column: str, index: Path) -> None:
+    """Refuse a column that is filled in some rows alone: of the others it says nothing."""
+    if len({bool(cell) for cell in cells}) > 1:
+        raise InputError(
+            f"{str(index)!r} fills column {column!r} in some rows alone; fill it in all, or in none"
+        )
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

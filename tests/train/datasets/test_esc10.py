@@ -32,11 +32,16 @@ def test_the_index_is_read(tiny_esc10: Path) -> None:
 
 
 def test_a_source_is_the_column_or_else_the_file(tmp_path: Path) -> None:
-    rows = ["a.wav,Rain,0,1,s1", "b.wav,Rain,0,1,s1", "c.wav,Rain,0,2,"]
-    text = "\n".join(["filename,label,label_id,fold,source_id", *rows])
-    (tmp_path / "meta.csv").write_text(text, encoding="utf-8")
-    found = [r.source for r in load_dataset("esc10", tmp_path).recordings]
-    assert found == ["s1", "s1", "c.wav"]
+    def sources(*cells: str) -> list[str]:
+        rows = [f"{n}.wav,Rain,0,{1 + n // 2},{cell}" for n, cell in enumerate(cells)]
+        text = "\n".join(["filename,label,label_id,fold,source_id", *rows])
+        (tmp_path / "meta.csv").write_text(text, encoding="utf-8")
+        return [r.source for r in load_dataset("esc10", tmp_path).recordings]
+
+    assert sources("s1", "s1", "s2") == ["s1", "s1", "s2"]
+    assert sources("", "", "") == ["0.wav", "1.wav", "2.wav"]
+    # The last could be of s1, and lie in another fold.
+    refused(lambda: sources("s1", "s1", ""), "fills column 'source_id' in some rows alone; fill")
 
 
 def test_without_the_column_every_file_is_a_source(make_esc10: Callable[..., Path]) -> None:

@@ -43,6 +43,12 @@ def test_line_ends_may_be_mixed_and_columns_in_any_order(tmp_path: Path) -> None
     assert [where for where, _ in found] == [f"'{path}' line {n}" for n in (2, 3, 5)]
 
 
+def test_columns_may_have_spaces_around_them_or_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "meta.csv"
+    path.write_text("filename, label ,,\na.wav,Café,,\n", encoding="utf-8")
+    assert read(path) == [("a.wav", "Café")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -56,8 +62,11 @@ def test_line_ends_may_be_mixed_and_columns_in_any_order(tmp_path: Path) -> None
         (b"filename,label\n" + b"a" * 200_000 + b",Rain\n", "is not CSV"),
         (b"filename,label\n" + b"a" * 2000 + b",Rain\n", "column 'filename' holds 2,000 char"),
         (b"filename,label\na.wav,Rain," + b"x" * 9 + b"\n" + b"a,b,c\n" * 2 + b",x\n", "line 5"),
-        ("filename,label\na.wav,Rain\n".encode("utf-16"), "has no column"),
+        ("filename,label\na.wav,Rain\n".encode("utf-16"), "line 1 is not UTF-8; save it as UTF-8"),
+        ("filename,label\na.wav,Café\n".encode("latin-1"), "line 2 is not UTF-8; save it as UTF"),
         (bytes(range(256)), "meta.csv"),
+        (b"filename,label,label\na.wav,Rain,Sea\n", "has two columns 'label'; keep one of them"),
+        (b"filename,label,x, x\na.wav,Rain,,\n", "has two columns 'x'"),
     ],
     ids=lambda value: repr(value)[-24:],
 )
@@ -78,7 +87,7 @@ def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> 
 def test_random_bytes_are_read_or_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "meta.csv"
     for _ in range(200):
-        path.write_bytes(b"filename,label\n" + rng.bytes(300))
+        path.write_bytes(b"filename,label\n" + bytes(rng.integers(128, size=300).tolist()))
         try:
             found = read(path)
         except InputError as error:

@@ -89,7 +89,9 @@ def test_the_order_of_rows_moves_no_fold_or_label(tmp_path: Path) -> None:
         ([HEADER, "../a.wav,x"], "line 2: '../a.wav' points outside"),
         ([HEADER, "/a.wav,x"], "line 2: '/a.wav' points outside"),
         ([HEADER, "a.wav,"], "line 2: column 'scene_label' is empty"),
-        ([FULL, "a.wav,x,a,p,1", "b.wav,y,a,q,"], "gives only some rows a fold"),
+        ([FULL, "a.wav,x,a,p,1", "b.wav,y,a,q,"], "fills column 'fold' in some rows alone"),
+        ([FULL, "a.wav,x,a,p,1", "b.wav,y,a,,1"], "fills column 'identifier' in some rows alone"),
+        ([FULL, "a.wav,x,a,,", "b.wav,y,a,q,"], "'identifier' in some rows alone; fill it in all"),
         ([FULL, "a.wav,x,a,p,one"], "line 2: fold='one' must be a whole number"),
     ],
 )
@@ -100,3 +102,11 @@ def test_a_wrong_table_is_refused(tmp_path: Path, lines: list[str], message: str
 def test_a_place_in_two_folds_is_refused(tmp_path: Path) -> None:
     dataset = read(tmp_path, FULL, "a.wav,x,a,p,1", "b.wav,y,a,p,2", "c.wav,y,a,q,2")
     refused(lambda: dataset.split(1), "fold=1 leaks: 1 sources", "'p' among them")
+
+
+def test_optional_columns_may_be_empty(tmp_path: Path) -> None:
+    """As a spreadsheet writes them that has the header alone; each moment is a source then."""
+    lines = ("a.wav,x", "b.wav,y", "c.wav,y")
+    bare = read(tmp_path, HEADER, *lines)
+    assert read(tmp_path, FULL, *(f"{line},,," for line in lines)) == bare
+    assert [r.source for r in bare.recordings] == ["a", "b", "c"]
