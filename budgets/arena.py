@@ -14,18 +14,16 @@ for scratch buffers besides.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from budgets.memory import BEFORE, lifetimes, tensor_bytes
+from budgets.placement import Buffer, greedy_plan, most_alive_bytes, overlap, plan_bytes
 from budgets.rules import REDUCTIONS, weights_shape
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Tensor
@@ -34,7 +32,7 @@ from firmware_ref.memory_plan import ONLINE, PLAN_NAME, planned_offsets
 SIZES_FILE = Path(__file__).with_name("tflm_arena.toml")
 ALIGNMENT = 16
 # The planner takes time with the square of them; a member of the network family has a few hundred.
-MOST_BUFFERS = 4_096
+MOST_BUFFERS = 1_024
 # Kernels ask for more where they compute on other types.
 TYPES = ("int8", "int32", "float32")
 
@@ -88,21 +86,23 @@ def tail_by_part(graph: Graph) -> Mapping[str, int]:
 def not_planned(graph: Graph) -> tuple[str, ...]:
     """What is in the way of a plan, such as operators of unknown needs; nothing if empty."""
     reasons = set[str]().union(*(_unknown(graph, operator) for operator in graph.operators))
-    if not reasons:
-        reasons.update(_unplaceable(graph))
+    if not reasons and len(head_buffers(graph)) > MOST_BUFFERS:
+        reasons.add(f"more than {MOST_BUFFERS:,} buffers")
     return tuple(sorted(reasons))
 
 
-def _unplaceable(graph: Graph) -> set[str]:
-    try:
-        buffers = head_buffers(graph)
-    except InputError:
-        return {f"metadata {PLAN_NAME} that are damaged"}
-    if len(buffers) > MOST_BUFFERS:
-        return {f"more than {MOST_BUFFERS:,} buffers"}
-    if overlap(buffers, [buffer.offset for buffer in buffers]):
-        return {f"metadata {PLAN_NAME} that put two buffers in one place at once"}
-    return set()
+def refuse_bad_plan(graph: Graph) -> None:
+    """An `InputError` for a plan in the metadata that is damaged or lets two tensors overlap."""
+    offsets = planned_offsets(graph)
+    if offsets is None:
+        return
+    tensors = placed(graph)
+    buffers = [Buffer(tensor_bytes(graph.tensors[i]), *needed) for i, needed in tensors.items()]
+    if overlap(buffers, [offsets[index] for index in tensors]):
+        raise InputError(
+            f"model metadata {PLAN_NAME!r} put two tensors in one place while both are needed; "
+            "convert the model again"
+        )
 
 
 def _unknown(graph: Graph, operator: Operator) -> set[str]:
@@ -117,20 +117,10 @@ def _unknown(graph: Graph, operator: Operator) -> set[str]:
     return {f"{operator.kind} of {name}" for name in types}
 
 
-@dataclass(frozen=True)
-class Buffer:
-    """``size`` bytes, needed from operator ``first`` to ``last``; ``offset`` where it is fixed."""
-
-    size: int
-    first: int
-    last: int
-    offset: int = ONLINE
-
-
 def head_buffers(graph: Graph) -> list[Buffer]:
     """What is placed in the head: tensors without data in their order, then scratch buffers.
 
-    Raises `InputError` for a damaged plan in the metadata.
+    A plan in the metadata must not be damaged (`refuse_bad_plan`).
     """
     offsets = planned_offsets(graph) or (ONLINE,) * len(graph.tensors)
     buffers = [
@@ -151,67 +141,6 @@ def placed(graph: Graph) -> dict[int, tuple[int, int]]:
         if index not in needed and index not in read and tensor.data is None:
             needed[index] = BEFORE - 1, BEFORE - 1
     return needed
-
-
-def greedy_plan(buffers: Sequence[Buffer]) -> list[int]:
-    """The offset of each buffer as GreedyMemoryPlanner places them.
-
-    The fixed ones first; then the largest first, of equal ones the last.
-    """
-    order = range(len(buffers))
-    fixed = [i for i in order if buffers[i].offset != ONLINE]
-    free = sorted(set(order).difference(fixed), key=lambda i: (-buffers[i].size, -i))
-    return place(buffers, [*fixed, *free])
-
-
-def place(buffers: Sequence[Buffer], order: Iterable[int]) -> list[int]:
-    """The offset of each buffer, placed in ``order``, which names each once.
-
-    Each goes to its own offset, or to the lowest where it fits between those placed before that
-    are alive at the same time.
-    """
-    offsets = [0] * len(buffers)
-    walls = np.empty((4, len(buffers)), np.int64)  # begin, end, first, last; by begin
-    for count, i in enumerate(order):
-        buffer = buffers[i]
-        begins, ends, firsts, lasts = walls[:, :count]
-        begin = buffer.offset
-        if begin == ONLINE:
-            alive = (firsts <= buffer.last) & (lasts >= buffer.first)
-            floors = np.maximum.accumulate(np.concatenate(([0], ends[alive])))
-            gaps = np.flatnonzero(begins[alive] - floors[:-1] >= buffer.size)
-            begin = int(floors[gaps[0]] if gaps.size else floors[-1])
-        position = int(np.searchsorted(begins, begin, side="right"))
-        walls[:, position + 1 : count + 1] = walls[:, position:count].copy()
-        walls[:, position] = begin, begin + buffer.size, buffer.first, buffer.last
-        offsets[i] = begin
-    return offsets
-
-
-def plan_bytes(buffers: Sequence[Buffer], offsets: Sequence[int]) -> int:
-    """The end of the last buffer; 0 where there is none."""
-    return max((o + b.size for o, b in zip(offsets, buffers, strict=True)), default=0)
-
-
-def most_alive_bytes(buffers: Sequence[Buffer]) -> int:
-    """Bytes of the buffers alive at once, at most: no plan is smaller."""
-    changes = Counter[int]()
-    for buffer in buffers:
-        changes[buffer.first] += buffer.size
-        changes[buffer.last + 1] -= buffer.size
-    return max(itertools.accumulate(changes[time] for time in sorted(changes)), default=0)
-
-
-def overlap(buffers: Sequence[Buffer], offsets: Sequence[int]) -> bool:
-    """Whether two buffers with an offset share a byte while both are alive."""
-    rows = [(o, o + b.size, b.first, b.last) for o, b in zip(offsets, buffers, strict=True)]
-    begin, end, first, last = np.array([row for row in rows if row[0] != ONLINE] or [(0,) * 4]).T
-    for i in range(len(begin)):
-        later = slice(i + 1, None)
-        shared = (begin[later] < end[i]) & (end[later] > begin[i])
-        if (shared & (first[later] <= last[i]) & (last[later] >= first[i])).any():
-            return True
-    return False
 
 
 @dataclass

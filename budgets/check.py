@@ -106,9 +106,9 @@ def growth_of(figure: str) -> str:
 
 def refuse_unused(limits: Limits, counts: Sequence[Count]) -> None:
     """A pattern that no layer of any subject matches is a mistake: an `InputError`."""
-    names = {row.name for count in counts for row in count.on_device.layers}
+    names = {(row.name, row.tensor) for count in counts for row in count.on_device.layers}
     for item in limits.layers:
-        if not any(item.applies_to(name) for name in names):
+        if not any(item.applies_to(*both) for both in names):
             raise InputError(
                 f"limit for layers {item.pattern!r} matches no layer; mend the pattern, leave the "
                 "limit out, or give --allow-unused"
@@ -163,7 +163,7 @@ def _unknown(device: Count, limits: Limits) -> tuple[str, ...]:
 def _layer(subject: str, row: LayerCount, limits: Limits) -> Iterator[Violation]:
     values = layer_figures(row)
     for item in limits.layers:
-        if item.applies_to(row.name):
+        if item.applies_to(row.name, row.tensor):
             for name, most in item.most.items():
                 if name not in values:  # its operator is of unknown cost
                     yield Violation(subject, "unknown", 1, 0, row.name, (f"{name}: {row.op}",))

@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from budgets import cost, rules
-from budgets.arena import Arena, arena, not_planned
+from budgets.arena import Arena, arena, not_planned, refuse_bad_plan
 from budgets.deployed import deployed_graph
 from budgets.memory import live_activations, tensor_bytes
 from budgets.names import layer_names
@@ -59,10 +59,11 @@ class LayerCount:
     """One row: a layer's name, operation, output shape, and what it costs in ``plain``.
 
     Shapes are (C, F, T) for a network and (N, F, T, C) for a flatbuffer, whose rows alone have the
-    rest: bytes of its constants by role; ``elementwise`` elements computed and ``reductions``
-    elements read; bytes of its outputs and of all activations alive while it runs; the receptive
-    field in bands, frames and, on our features, milliseconds (`budgets.receptive`); an estimate of
-    its ``instructions`` by core (`budgets.cost`), where the operator's cost is known.
+    rest: the ``tensor`` that it writes, as the file names it; bytes of its constants by role;
+    ``elementwise`` elements computed and ``reductions`` elements read; bytes of its outputs and of
+    all activations alive while it runs; the receptive field in bands, frames and, on our features,
+    milliseconds (`budgets.receptive`); an estimate of its ``instructions`` by core
+    (`budgets.cost`), where the operator's cost is known.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LayerCount:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    tensor: str = ""
     weight_bytes: int = 0
     bias_bytes: int = 0
     other_bytes: int = 0
@@ -173,10 +175,12 @@ def count_network(network: Network, name: str | None = None, kind: str = "networ
 def count_graph(graph: Graph, name: str, file_bytes: int | None = None) -> Count:
     """Count a device graph, that of a flatbuffer of ``file_bytes`` bytes where there is one.
 
-    Raises `InputError` where an operator lacks the inputs that its cost is computed from.
+    Raises `InputError` where an operator lacks the inputs that its cost is computed from, and for
+    a plan of memory that cannot be.
     """
     for operator in graph.operators:
         rules.refuse_incomplete(graph, operator)
+    refuse_bad_plan(graph)
     live = live_activations(graph)
     fields = receptive_fields(graph)
     names = layer_names(graph)
@@ -258,6 +262,7 @@ def _row(graph: Graph, operator: Operator, name: str, live_bytes: int, seen: Fie
         output_shape=output.shape,
         parameters=sum(data.size for _, data in learned),
         macs=macs,
+        tensor=graph.name(operator),
         weight_bytes=weights,
         bias_bytes=biases,
         other_bytes=rules.constant_bytes(graph, operator) - weights - biases,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from budgets.memory_plan import planned
 from firmware_ref.arch import Network
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Quantization, Tensor
@@ -27,7 +28,10 @@ def refuse_endless(network: Network) -> None:
 
 
 def deployed_graph(network: Network) -> Graph:
-    """`lower`'s graph with zeros for weights and biases, which count like any other value."""
+    """`lower`'s graph with zeros for weights and biases, which count like any other value.
+
+    With the plan of memory that its flatbuffer will have.
+    """
     refuse_endless(network)
     graph = lower(network)
     constants = {index for operator in graph.operators for index in operator.inputs}
@@ -37,7 +41,7 @@ def deployed_graph(network: Network) -> Graph:
         _filled(tensor) if index in constants and tensor.data is None else tensor
         for index, tensor in enumerate(graph.tensors)
     ]
-    return replace(graph, tensors=tuple(tensors))
+    return planned(replace(graph, tensors=tuple(tensors)))
 
 
 def _filled(tensor: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ class LayerLimit:
     pattern: str
     most: Mapping[str, int]
 
-    def applies_to(self, name: str) -> bool:
-        """Whether a layer's name matches, upper and lower case apart."""
-        return fnmatchcase(name, self.pattern)
+    def applies_to(self, *names: str) -> bool:
+        """Whether one of a layer's names matches, upper and lower case apart."""
+        return any(fnmatchcase(name, self.pattern) for name in names)
 
 
 @dataclass(frozen=True)

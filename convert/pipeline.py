@@ -17,10 +17,10 @@ from typing import Any
 from budgets.check import enforce, enforce_network
 from budgets.count import Count, count_graph
 from budgets.limits import load_limits
+from budgets.memory_plan import planned
 from convert.flatbuffer import write
 from convert.float_flatbuffer import convert_float
 from convert.match import MismatchError, match
-from convert.memory_plan import planned
 from convert.onnx_export import export_onnx
 from firmware_ref import graph as graphs
 from firmware_ref.errors import CheckFailedError

@@ -119,9 +119,9 @@ def gather(
     """Windows of recordings, clip by clip, from one or more variations of the same recordings.
 
     Each variation of a moment is the window that holds its sound, or most of it: in a recording
-    played faster it comes earlier, in one played slower the end is cut off. With ``active_only``,
-    those that are padding (below -60 dBFS) in the first variation are left out of all, unless a
-    recording has nothing else.
+    played faster it comes earlier; one played slower lacks the end, and there the first variation
+    stands for it. With ``active_only``, windows that are padding (below -60 dBFS) in the first
+    variation are left out of all, unless a recording has nothing else.
     """
     plain = extracted[0].entries
     count = np.array([entry.count for entry in plain])
@@ -132,12 +132,15 @@ def gather(
         silent = np.bincount(clips, active) == 0
         keep = active | silent[clips]
         clips, place = clips[keep], place[keep]
-    places = [np.minimum(np.rint(place / e.speed), count[clips] - 1).astype(int) for e in extracted]
-    firsts = [np.array([entry.first for entry in heard.entries])[clips] for heard in extracted]
-    rows = np.add(firsts, places).T  # (moments, variations)
+    places = np.array([np.rint(place / heard.speed).astype(int) for heard in extracted])
+    firsts = np.array([[e.first for e in heard.entries] for heard in extracted])[:, clips]
+    there = places < count[clips]
+    # (moments, variations)
+    rows = np.where(there, firsts + places, firsts[0] + place).T
+    variation = np.where(there.T, np.arange(len(extracted)), 0).reshape(-1)
     labels = np.array([r.label for r in recordings])
     numbers = np.array([devices.index(r.device) for r in recordings])
-    moments, variation = np.indices(rows.shape).reshape(2, -1)
+    moments = np.repeat(np.arange(len(rows)), len(extracted))
     clips = clips[moments]
     return Windows(
         tuple(heard.log_mels for heard in extracted),
@@ -194,14 +197,14 @@ class Source:
 class EpochSampler:
     """Draws the windows of an epoch: a fixed number from each clip, in random order.
 
-    ``shares`` are the probabilities of each variation of a window; they sum to 1.
+    Windows are in the order of `gather`, all variations of a moment together. ``shares`` are the
+    probabilities of each variation of a window; they sum to 1.
     """
 
     def __init__(self, windows: Windows, windows_per_clip: int, shares: Sequence[float]) -> None:
         # What is left of 1 after others were taken from it may be a rounding below 0.
         self._shares = np.maximum(shares, 0) / np.maximum(shares, 0).sum()
-        order = np.lexsort((windows.variation, windows.moments))
-        self._numbers = order.reshape(-1, len(shares))  # (moments, variations)
+        self._numbers = np.arange(len(windows)).reshape(-1, len(shares))  # (moments, variations)
         self._clips = windows.clips[self._numbers[:, 0]]
         _, first, count = np.unique(self._clips, return_index=True, return_counts=True)
         self._places = first[:, None] + np.arange(windows_per_clip) % count[:, None]

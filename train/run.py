@@ -142,7 +142,12 @@ def start(
         os.makedirs(os.path.realpath(out), exist_ok=True)
         path.touch()  # to have something to lock: of two that start at once, one goes on
         with _lock(path):
-            write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+            try:
+                write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+            except BaseException:
+                if not path.stat().st_size:
+                    path.unlink()
+                raise
             return _claimed(path)
     if not path.exists():
         raise InputError(f"--resume: {str(out)!r} holds no run; leave --resume out, or mend --out")

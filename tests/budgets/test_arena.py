@@ -16,8 +16,9 @@ import pytest
 from tflite_micro.python.tflite_micro import runtime
 
 from budgets import rules
-from budgets.arena import Arena, arena, head_buffers, not_planned, place, placed, tail_by_part
+from budgets.arena import Arena, arena, head_buffers, not_planned, placed, tail_by_part
 from budgets.memory import live_activations
+from budgets.placement import place
 from firmware_ref.arch import PRESETS, preset
 from firmware_ref.graph import Graph, Quantization, Tensor, parse
 from firmware_ref.lowering import lower

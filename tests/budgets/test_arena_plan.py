@@ -11,11 +11,15 @@ import pytest
 
 from budgets.arena import (
     MOST_BUFFERS,
-    Buffer,
     arena,
+    not_planned,
+    refuse_bad_plan,
+)
+from budgets.count import count_graph
+from budgets.placement import (
+    Buffer,
     greedy_plan,
     most_alive_bytes,
-    not_planned,
     overlap,
     place,
     plan_bytes,
@@ -24,7 +28,7 @@ from firmware_ref.arch import preset
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, Operator, Tensor
 from firmware_ref.lowering import lower
-from firmware_ref.memory_plan import encode_offsets
+from firmware_ref.memory_plan import PLAN_NAME, encode_offsets
 
 
 def plan(*buffers: tuple[int, ...]) -> int:
@@ -91,19 +95,33 @@ def one(kind: str, dtype: str = "int8", inputs: int = 1) -> Graph:
         (one("BATCH_MATMUL"), "BATCH_MATMUL"),
         (one("SOFTMAX", "int16"), "SOFTMAX of int16"),
         (one("CONCATENATION", inputs=11), "CONCATENATION of more than 10 inputs"),
-        (
-            replace(one("RELU"), metadata={"OfflineMemoryAllocation": b""}),
-            "metadata OfflineMemoryAllocation that are damaged",
-        ),
-        (
-            replace(one("RELU"), metadata={"OfflineMemoryAllocation": encode_offsets([0, 0])}),
-            "metadata OfflineMemoryAllocation that put two buffers in one place at once",
-        ),
     ],
 )
 def test_what_is_not_planned_is_named(graph: Graph, reason: str) -> None:
     assert (arena(graph), not_planned(graph)) == (None, (reason,))
     assert not_planned(one("RELU")) == ()
+
+
+@pytest.mark.parametrize("offsets", [(0, 0), (16, 16)])
+def test_a_plan_with_two_tensors_in_one_place_is_refused(offsets: tuple[int, int]) -> None:
+    graph = replace(one("RELU"), metadata={PLAN_NAME: encode_offsets(offsets)})
+    with pytest.raises(InputError, match="two tensors in one place while both are needed"):
+        count_graph(graph, "m.tflite")
+
+
+@pytest.mark.parametrize("offsets", [(0, 16), (16, 0), (0, -1), (-1, -1), (-1, 4_096)])
+def test_a_plan_that_can_be(offsets: tuple[int, int]) -> None:
+    graph = replace(one("RELU"), metadata={PLAN_NAME: encode_offsets(offsets)})
+    refuse_bad_plan(graph)
+    found = arena(graph)
+    assert found and found.head_bytes == max(max(offsets) + 16, 32)
+    assert count_graph(graph, "m.tflite").arena == found
+
+
+def test_a_damaged_plan_is_refused() -> None:
+    graph = replace(one("RELU"), metadata={PLAN_NAME: b"\0" * 16})
+    with pytest.raises(InputError, match="16 bytes for 0 tensors; 20 are needed"):
+        count_graph(graph, "m.tflite")
 
 
 def test_a_convolution_without_weights_is_refused() -> None:

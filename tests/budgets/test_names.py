@@ -10,6 +10,7 @@ import pytest
 
 from budgets.__main__ import count_subject, judge
 from budgets.baseline import Change
+from budgets.check import check, refuse_unused
 from budgets.count import count_graph
 from budgets.document import as_json
 from budgets.limits import LayerLimit, Limits
@@ -146,3 +147,16 @@ def test_a_text_without_its_middle(text: str, most: int, gap: str, short: str) -
 def test_long_names_that_end_differently_stay_different() -> None:
     first, second = (printable("a" * 150 + end) for end in ("/conv1", "/conv2"))
     assert first != second and len(first) == len(second) == 100
+
+
+def test_a_limit_on_layers_that_share_a_name_holds_for_each() -> None:
+    """Maps of 5, 6 and 7 bytes are named ``same``; the second is ``same#2`` too."""
+    count = count_graph(named(["same", "same", "same"]), "m.tflite")
+
+    def broken(pattern: str) -> list[str]:
+        limits = Limits({}, (LayerLimit(pattern, {"activation_bytes": 5}),))
+        refuse_unused(limits, [count])
+        return [violation.layer for violation in check(count, limits)]
+
+    assert broken("same") == broken("same*") == ["same#2", "same#3"]
+    assert broken("same[#]2") == ["same#2"]

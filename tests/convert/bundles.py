@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from budgets.count import count_graph
+from budgets.memory_plan import planned
 from convert.bundle.contents import Bundle, bundle
 from convert.bundle.facts import Facts
 from convert.bundle.windows import prove
 from convert.flatbuffer import write
 from convert.golden import made_seconds
-from convert.memory_plan import planned
 from convert.pipeline import Conversion, _metadata
 from firmware_ref.graph import METADATA_NAME, parse
 from firmware_ref.quantize import quantize_graph

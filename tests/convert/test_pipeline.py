@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from budgets.arena import arena
+from budgets.memory_plan import planned
 from convert import pipeline
 from convert.flatbuffer import write
 from firmware_ref.arch import Network, layers
 from firmware_ref.errors import InputError
 from firmware_ref.graph import Graph, parse
+from firmware_ref.lowering import lower
+from firmware_ref.memory_plan import planned_offsets
+from firmware_ref.oracle import ORACLES
 from firmware_ref.quantize import quantize_graph
+from firmware_ref.verify import verify
 from tests.convert.deployed import (
     INDICES,
     Deployed,
@@ -283,3 +289,13 @@ def test_the_networks_are_the_ones_meant(report: Converted, small: Converted) ->
         "stage2.block1.frequency_conv.band4/weight",
         "stage1.block1.expand/weight",
     }
+
+
+def test_the_model_carries_its_plan_of_memory(small: Converted) -> None:
+    """That of the network alone, which spares a tenth of the arena; the oracle runs it."""
+    graph, plan = parse(small.model), planned(lower(SMALL))
+    assert planned_offsets(graph) == planned_offsets(plan) is not None
+    assert arena(graph) == arena(plan) != arena(lower(SMALL))
+    draws = np.random.default_rng(0)
+    inputs = draws.integers(-128, 128, (2, *graph.tensors[0].shape[1:]), np.int8)
+    assert verify(graph, small.model, inputs, [ORACLES["tflite-micro"]]).ok

@@ -285,6 +285,18 @@ def test_of_two_that_start_at_once_in_a_fresh_folder_one_goes_on(
             start(config, dataset, 1, out, resume=False)
 
 
+def test_a_disk_that_is_full_leaves_no_claim(
+    tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: bytes) -> None:
+        raise InputError(f"{str(path)!r} cannot be written: No space left on device")
+
+    monkeypatch.setattr("train.run.write_whole", full)
+    with pytest.raises(InputError, match="No space left"):
+        start(load_config("esc10", SETTINGS), load_dataset("esc10", tiny_esc10), 1, tmp_path, False)
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_a_claim_that_was_replaced_is_no_claim(
     tiny_esc10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

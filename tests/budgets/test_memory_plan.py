@@ -7,17 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from budgets.arena import Arena, arena, head_buffers, most_alive_bytes, not_planned
+from budgets.arena import Arena, arena, head_buffers, not_planned
+from budgets.count import count_network
 from budgets.memory import lifetimes, tensor_bytes
-from convert.memory_plan import planned
+from budgets.memory_plan import planned
+from budgets.placement import most_alive_bytes
 from firmware_ref.arch import preset
-from firmware_ref.graph import Graph, parse
+from firmware_ref.graph import Graph
 from firmware_ref.lowering import lower
 from firmware_ref.memory_plan import planned_offsets
-from firmware_ref.oracle import ORACLES
-from firmware_ref.verify import verify
 from tests.budgets.test_count_members import draw
-from tests.convert.members import SMALL, Converted
 
 STEM = replace(preset("report-125k"), first_res_norm="stem")  # the shipped network
 
@@ -61,6 +60,11 @@ def test_the_shipped_network_spares_a_quarter_of_its_arena() -> None:
     assert bytes_in_two_places_at_once(planned(plan)) == 0
 
 
+def test_a_network_is_counted_with_the_plan_its_file_will_have() -> None:
+    arena_of = count_network(STEM).on_device.arena
+    assert arena_of and (arena_of.total_bytes, arena_of.gap_bytes) == (162_144, 0)
+
+
 def test_no_plan_where_tflm_finds_as_good_a_one() -> None:
     plan = lower(preset("report-125k"))
     assert sizes(plan).gap_bytes == 0
@@ -89,13 +93,3 @@ def test_the_comparison_sees_one_nudged_offset() -> None:
 def test_the_same_plan_every_time() -> None:
     plan = lower(preset("qti-c40"))
     assert planned(plan).metadata == planned(plan).metadata
-
-
-def test_a_converted_model_carries_its_plan(small: Converted) -> None:
-    model = (small.folder / "model.tflite").read_bytes()
-    graph, plan = parse(model), lower(SMALL)
-    assert planned_offsets(graph) is not None
-    assert sizes(graph) == sizes(planned(plan)) != sizes(plan)
-    draws = np.random.default_rng(0)
-    inputs = draws.integers(-128, 128, (2, *graph.tensors[0].shape[1:]), np.int8)
-    assert verify(graph, model, inputs, [ORACLES["tflite-micro"]]).ok
