@@ -296,5 +296,7 @@ def test_limits_of_ones_own(refusal: Callable[..., str], good: Path, tmp_path: P
     limits = tmp_path / "limits.toml"
     limits.write_text("[model]\nparameters = 100\nmultiply_accumulates = 30_000_000\n")
     assert "allowed are 100; save" in refusal(good, "--limits", str(limits), code=1)
-    limits.write_text("[model]\nparameters = 100\n")
-    assert "multiply_accumulates" in refusal(good, "--limits", str(limits))
+    limits.write_text("[model]\nparameter = 100\n")
+    assert "parameter" in refusal(good, "--limits", str(limits))
+    limits.write_text("[model]\n")
+    assert "nothing is limited" in refusal(good, "--limits", str(limits))
