@@ -24,30 +24,30 @@ TRIALS_BY_BUFFERS_SQUARED = 400 * 150**2
 def planned(graph: Graph) -> Graph:
     """``graph``, which has no plan yet, with one in its metadata where that spares memory.
 
-    Places of tensors are fixed; scratch buffers of kernels stay TFLM's to place, after them.
+    The plan has an offset in bytes for each activation; scratch buffers of kernels stay TFLM's to
+    place, after them. A graph of more than `MOST_BUFFERS` buffers is left as it is.
     """
     buffers = head_buffers(graph)
     if len(buffers) > MOST_BUFFERS:
         return graph
     tensors = sorted(placed(graph))
-    order = _best_order(buffers, len(tensors))
-    fixed = place(buffers[: len(tensors)], order)
-    if plan_bytes(buffers, _places(buffers, order)) >= plan_bytes(buffers, greedy_plan(buffers)):
+    found = _best_offsets(buffers, len(tensors))
+    if plan_bytes(buffers, found) >= plan_bytes(buffers, greedy_plan(buffers)):
         return graph
     offsets = [ONLINE] * len(graph.tensors)
-    for index, offset in zip(tensors, fixed, strict=True):
+    for index, offset in zip(tensors, found, strict=False):  # scratch comes last
         offsets[index] = offset
     return dataclasses.replace(
         graph, metadata={**graph.metadata, PLAN_NAME: encode_offsets(offsets)}
     )
 
 
-def _best_order(buffers: Sequence[Buffer], tensors: int) -> list[int]:
-    """An order of the first ``tensors`` buffers, in which to place them, that needs little memory.
+def _best_offsets(buffers: Sequence[Buffer], tensors: int) -> list[int]:
+    """Offsets in bytes that need little memory; the first ``tensors`` buffers are not scratch.
 
-    First by breadth: all that live at the operator where most is alive, the largest first, then at
-    the next. Then, while that is above what is alive at once, two that live beside a buffer at the
-    top change places, and back if that made it worse.
+    Placed first by breadth: all that live at the operator where most is alive, the largest first,
+    then at the next. Then, while that is above what is alive at once, two that live beside a buffer
+    at the top change places, and back if that made it worse.
     """
     order = _by_breadth(buffers[:tensors])
     least = most_alive_bytes(buffers)
@@ -63,13 +63,14 @@ def _best_order(buffers: Sequence[Buffer], tensors: int) -> list[int]:
         changed = order.copy()
         changed[i], changed[j] = order[j], order[i]
         found = _places(buffers, changed)
-        if plan_bytes(buffers, found) <= most:
-            order, offsets, most = changed, found, plan_bytes(buffers, found)
-    return order
+        end = plan_bytes(buffers, found)
+        if end <= most:
+            order, offsets, most = changed, found, end
+    return offsets
 
 
 def _places(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
-    """Offsets of all buffers: tensors placed in ``order``, then scratch as TFLM places it."""
+    """Offsets in bytes of all: tensors placed in ``order``, then scratch as TFLM places it."""
     fixed = place(buffers[: len(order)], order)
     if len(order) == len(buffers):
         return fixed
@@ -78,7 +79,11 @@ def _places(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
 
 
 def _by_breadth(buffers: Sequence[Buffer]) -> list[int]:
-    """Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference"."""
+    """The order of places by breadth: operators by what is alive at each, its buffers by size.
+
+    "Greedy by breadth" of Pisarchyk and Lee 2020, "Efficient memory management for deep neural net
+    inference".
+    """
     times = sorted({b.first for b in buffers})
     breadth = {t: sum(b.size for b in buffers if b.first <= t <= b.last) for t in times}
     found = dict[int, None]()

@@ -27,7 +27,7 @@ class Buffer:
 
 
 def greedy_plan(buffers: Sequence[Buffer]) -> list[int]:
-    """The offset of each buffer as GreedyMemoryPlanner places them.
+    """The offset in bytes of each buffer as GreedyMemoryPlanner places them.
 
     The fixed ones first; then the largest first, of equal ones the last.
     """
@@ -38,7 +38,7 @@ def greedy_plan(buffers: Sequence[Buffer]) -> list[int]:
 
 
 def place(buffers: Sequence[Buffer], order: Iterable[int]) -> list[int]:
-    """The offset of each buffer, placed in ``order``, which names each once.
+    """The offset in bytes of each buffer, placed in ``order``, which names each once.
 
     Each goes to its own offset, or to the lowest where it fits between those placed before that
     are alive at the same time.

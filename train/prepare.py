@@ -140,7 +140,7 @@ def _check_heard(dataset: Dataset, train: Sequence[Recording]) -> None:
     """Refuse to train a class without a recording of it, which the model would only ever guess."""
     if absent := dataset.absent(train):
         raise InputError(
-            f"{dataset.name} has no training recording of {absent} in this split; leave out "
+            f"{dataset.name} has no training recording of {absent} in this split; give "
             "another --fold, or add recordings"
         )
 

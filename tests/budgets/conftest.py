@@ -123,3 +123,15 @@ def convert_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         return path
 
     return convert
+
+
+@pytest.fixture
+def limits(tmp_path: Path) -> Callable[[str], str]:
+    """Write a file of limits and give its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "limits.toml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write

@@ -34,18 +34,6 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-@pytest.fixture
-def limits(tmp_path: Path) -> Callable[[str], str]:
-    """Write a file of limits and give its path."""
-
-    def write(text: str) -> str:
-        path = tmp_path / "limits.toml"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    return write
-
-
 def report_of(*names: str) -> dict[str, Any]:
     """A baseline with these subjects, of 1,000 parameters, 1,001, and so on."""
     found = document()

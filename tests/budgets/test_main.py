@@ -29,18 +29,6 @@ def fails_with_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> 
     return captured.err
 
 
-@pytest.fixture
-def limits(tmp_path: Path) -> Callable[[str], str]:
-    """Write a file of limits and give its path."""
-
-    def write(text: str) -> str:
-        path = tmp_path / "limits.toml"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    return write
-
-
 def test_within_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report-125k"]) == 0
     captured = capsys.readouterr()

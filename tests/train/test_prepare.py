@@ -315,7 +315,7 @@ def test_a_class_that_training_does_not_hear_is_refused(
 ) -> None:
     root = without(make_esc10(), "Rain", fold=2)
     config, dataset = load_config("esc10", SETTINGS), load_dataset("esc10", root)
-    said = "ESC-10 has no training recording of 'Rain' in this split; leave out another --fold, or"
+    said = "ESC-10 has no training recording of 'Rain' in this split; give another --fold, or"
     refused(lambda: split(config, dataset, 1), said)
     assert len(split(config, dataset, 2).train) == 6
     # So it is where none can be read.
